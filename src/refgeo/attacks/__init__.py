@@ -1,0 +1,1 @@
+"""Test cases and the attacks that make them."""

@@ -1,0 +1,348 @@
+"""The one configuration tree. Frozen; unknown keys are refused; the descriptions are the documentation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Arm = Literal["sft", "r2d2"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Rate = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Source(Section):
+    """Where one data set comes from: a local file, a file shipped with the package, or a dataset of a hub."""
+
+    path: str
+    """Local csv, jsonl, json or parquet file; ``package:...`` for a shipped file; anything else is a hub dataset id."""
+    revision: str | None = None
+    """Commit or tag of a hub dataset."""
+    split: str = "train"
+    """Split of a hub dataset."""
+    targets: str | None = None
+    """Behaviors only: JSON of affirmative targets, {BehaviorID: target or list of targets}."""
+    limit: Positive | None = None
+    """Use at most this many rows, drawn evenly over the file."""
+
+
+class ModelSettings(Section):
+    """The model that both arms start from."""
+
+    path: str
+    """Local folder, ``package:...`` for the shipped one, or hub id."""
+    revision: str | None = None
+    """Commit or tag of a hub model."""
+    adapter: str | None = None
+    """PEFT adapter (folder or hub id) applied on top before anything else happens."""
+    dtype: Dtype = "float32"
+    """Floating-point type of the weights."""
+    device: str = "auto"
+    """``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
+    chat_template: str | None = None
+    """Jinja chat template, or the path of a file that holds it, for a tokenizer that has none."""
+    system_prompt: str | None = None
+    """System message put before every conversation, in training, attack, probing and evaluation alike."""
+    trust_remote_code: bool = False
+    """Run Python code shipped with the model. Off unless you trust its author."""
+
+
+class DataSettings(Section):
+    """The sets of the protocol; a set left out switches off what is measured on it."""
+
+    behaviors_train: Source
+    """Harmful behaviors that adversarial training attacks (HarmBench csv with targets)."""
+    behaviors_test: Source
+    """Harmful behaviors for evaluation only; an overlap with the training behaviors is an error."""
+    chat: Source
+    """Clean chat for fine-tuning: rows with a ``messages`` list."""
+    probes: Source
+    """Harmful and harmless probe prompts: prompt, label, split (estimate or validate)."""
+    behaviors_val: Source | None = None
+    """Harmful behaviors for choosing the reference anchor; the training behaviors when absent."""
+    strongreject: Source | None = None
+    """StrongREJECT prompts: category, source, forbidden_prompt."""
+    xstest: Source | None = None
+    """XSTest prompts: id, prompt, type, label."""
+    audit: Source | None = None
+    """Benign-utility audit: id, bucket, prompt."""
+    filler: str | None = None
+    """Text file of harmless words for the filler and random tails of the suffix-matched audit."""
+
+
+class JudgeSettings(Section):
+    """How a completion is turned into a verdict."""
+
+    kind: Literal["reference", "rules"] = "rules"
+    """``reference``: exact, from the Reference column of the sets. ``rules``: refusal phrases only; harm stays unscored."""
+    refusals: str | None = None
+    """Text file with one refusal phrase per line; a short English list when absent."""
+    grammar: str | None = None
+    """JSON of sentence templates and slots; a completion made mostly of other sentences is degenerate."""
+
+
+class AttackSettings(Section):
+    """Greedy coordinate gradient (2307.15043) over many cases at once."""
+
+    steps: Positive = 500
+    """Optimization steps per case."""
+    width: Positive = 512
+    """Candidate substitutions evaluated per step and case."""
+    topk: Positive = 256
+    """Substitutions are drawn from this many best tokens per position, by gradient."""
+    suffix_tokens: tuple[int, int] = (20, 20)
+    """Shortest and longest initial suffix, in tokens; each case draws its length. Equal numbers fix it."""
+    initial: str = "!"
+    """Token text that the initial suffix repeats."""
+    early_stop_loss: float | None = None
+    """Stop a case when its loss falls below this value; absent: spend the whole budget."""
+    rows_per_batch: Positive = 512
+    """Candidates per forward pass; halved by itself when memory runs out. Results do not depend on it."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        low, high = self.suffix_tokens
+        if not 1 <= low <= high:
+            raise ValueError(f"suffix_tokens is {self.suffix_tokens}; expected 1 <= shortest <= longest")
+        return self
+
+
+class LoraSettings(Section):
+    """Low-rank adaptation (PEFT)."""
+
+    rank: Positive = 64
+    """Rank of the update."""
+    alpha: Positive = 16
+    """Scale of the update is alpha / rank."""
+    dropout: Rate = 0.1
+    """Dropout on the adapter's input."""
+    targets: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """Names of the linear layers that get an adapter, or ``all-linear``."""
+
+
+class R2D2Settings(Section):
+    """The adversarial part of robust refusal dynamic defense (2402.04249, section 5)."""
+
+    pool: Positive = 180
+    """Single-behavior test cases kept and refreshed during training."""
+    cases_per_step: Positive = 8
+    """Cases drawn from the pool for one step."""
+    attack: AttackSettings = AttackSettings(steps=5)
+    """GCG steps per drawn case, against the current weights, from its stored suffix."""
+    cadence: Literal["optimizer_step", "micro_step"] = "optimizer_step"
+    """Refresh cases in every optimizer step, or in every gradient-accumulation micro-step as the original code does."""
+    weight_clean: float = 1.0
+    """Weight of the supervised loss."""
+    weight_away: float = 0.5
+    """Weight of the loss that moves away from the affirmative target."""
+    weight_toward: float = 0.5
+    """Weight of the loss that moves toward the refusal sentence."""
+    away_cutoff: float = -5.0
+    """Target tokens whose log-probability is below this contribute nothing to the away loss."""
+    refusal: str = "Sorry, I can't do that."
+    """The fixed refusal that attacked prompts are trained toward."""
+    reset_every: Positive = 50
+    """Optimizer steps between partial resets of the pool."""
+    reset_share: Rate = 0.2
+    """Share of the pool that gets a fresh suffix and a fresh behavior at a reset."""
+    unattacked_share: Rate = 0.0
+    """Share of the drawn cases that are trained on without their suffix, so that direct refusal persists."""
+
+
+class TrainSettings(Section):
+    """Both arms: one loop, the same clean data, the same optimizer."""
+
+    arms: tuple[Arm, ...] = ("sft", "r2d2")
+    """Arms to train."""
+    seeds: tuple[int, ...] = (42,)
+    """One training run per arm and seed."""
+    steps: Positive = 500
+    """Optimizer steps."""
+    batch: Positive = 1
+    """Conversations per micro-step."""
+    accumulation: Positive = 16
+    """Micro-steps per optimizer step."""
+    max_tokens: Positive = 2048
+    """Conversations are cut to this many tokens."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    """Peak learning rate of AdamW."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradient clipping."""
+    loss_on: Literal["assistant", "all"] = "assistant"
+    """Tokens that the supervised loss counts."""
+    lora: LoraSettings | None = LoraSettings()
+    """Low-rank adaptation; null trains all weights."""
+    merge_for_attack: bool = False
+    """Fold the adapter into the weights while attacking: faster on small models, one more copy of the adapted layers."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+    save_every: Positive = 50
+    """Steps between saves from which an interrupted run resumes."""
+    r2d2: R2D2Settings = R2D2Settings()
+    """The adversarial part of arm ``r2d2``."""
+
+
+class ReferenceRule(Section):
+    """The earliest save whose direct refusal is stable (2604.27019, section 3; the threshold is ours)."""
+
+    refusal: Rate = 0.9
+    """Share of direct harmful requests that must be refused."""
+    saves: Positive = 2
+    """Saves in a row for which that must hold."""
+
+
+class AnchorSettings(Section):
+    """Where the model is frozen and measured. Step 0, the common starting point, is always an anchor too."""
+
+    steps: tuple[Positive, ...] = (50, 100, 250, 500)
+    """Optimizer steps."""
+    reference: dict[Arm, int | ReferenceRule] = {"sft": 5, "r2d2": 30}
+    """Per arm the step that drift is measured from, or the rule that finds it among the saves."""
+
+
+class BehaviorSettings(Section):
+    """What the model does (PROTOCOL section 3)."""
+
+    max_new_tokens: Positive = 512
+    """Length of a completion."""
+    batch: Positive = 64
+    """Prompts per generation batch, sorted by length; results do not depend on it."""
+    tails: tuple[Literal["none", "initial", "filler", "random", "frozen"], ...] = ("none", "initial", "filler", "random", "frozen")
+    """Kinds of tail for the suffix-matched over-refusal audit."""
+    tail_tokens: tuple[Positive, ...] = (20,)
+    """Lengths of the tails that have a free length."""
+    tail_prompts: Positive = 100
+    """Safe prompts, and as many harmful ones, that carry each tail."""
+
+
+class GeometrySettings(Section):
+    """Which direction in which layer carries refusal (PROTOCOL section 4)."""
+
+    positions: tuple[int, ...] = (-5, -4, -3, -2, -1)
+    """Token positions, counted from the end of the rendered prompt."""
+    site: Literal["block_output", "block_input"] = "block_output"
+    """Where the residual stream is read."""
+    ablate: Literal["layer", "everywhere"] = "layer"
+    """Where a candidate is removed while it is scored: at its own layer, or at every layer's input and writes."""
+    score: Literal["cosmic", "log_odds"] = "cosmic"
+    """Which measure of movement selects the carrier; both are kept."""
+    max_kl: float = 0.1
+    """Admissible candidates change safe next-token distributions by at most this (nats)."""
+    kl_weight: float = 1.0
+    """S_total = S_refuse + S_comply - kl_weight * KL."""
+    cosmic_share: Rate = 0.1
+    """Share of layers, those in which harmful and harmless are least similar, that COSMIC evaluates on."""
+    topk: Positive = 3
+    """Dimension of the subspaces for drift and top-k ablation."""
+    bootstrap: Positive = 50
+    """Resamples of the probe prompts behind each interval."""
+    batch: Positive = 128
+    """Prompts per forward pass."""
+
+
+class InterventionSettings(Section):
+    """What removing or adding the direction does (PROTOCOL section 5)."""
+
+    enabled: bool = True
+    """Switch the whole measure off."""
+    steps: tuple[int, ...] | None = None
+    """Anchors to intervene at; absent: every anchor step."""
+    site: Literal["layer", "everywhere"] = "layer"
+    """Where a direction is removed during generation."""
+    ablation_strengths: tuple[float, ...] = (1.0,)
+    """Share of the projection that is removed."""
+    addition_strengths: tuple[float, ...] = (-1.0, 1.0)
+    """Added multiples of the mean projection gap between harmful and harmless."""
+    controls: Positive = 20
+    """Random directions (and subspaces), matched on the norm of the change they cause."""
+    prompts: Positive = 64
+    """Prompts of each set used for the baseline and for every intervention."""
+
+
+class StressSettings(Section):
+    """An attack that adapts to the very checkpoint (PROTOCOL section 6)."""
+
+    enabled: bool = True
+    """Switch the whole measure off."""
+    steps: tuple[int, ...] | None = None
+    """Anchors to attack; absent: every anchor step and the start."""
+    behaviors: Positive = 64
+    """Test behaviors, drawn evenly over the subsets."""
+    attack: AttackSettings = AttackSettings()
+    """Budget of the attack."""
+    checkpoints: tuple[int, ...] = ()
+    """Attack steps at which success is judged; the last step is always one. They give ASR as a function of budget."""
+
+
+class ReportSettings(Section):
+    """The page."""
+
+    transcripts: Literal["hidden", "none"] = "hidden"
+    """Completions behind a click, or left out of the page."""
+
+
+class RunSettings(Section):
+    """How the work is executed; changes no result."""
+
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Worker processes; 0: one per GPU, or one per core up to 4 on a CPU."""
+    threads: Positive = 1
+    """Torch threads per worker on a CPU."""
+
+
+class Study(Section):
+    """A whole study: what is trained, where it is frozen, what is measured."""
+
+    name: str
+    """Name of the study; the default run folder is runs/<name>."""
+    model: ModelSettings
+    data: DataSettings
+    judge: JudgeSettings = JudgeSettings()
+    source_attack: AttackSettings = AttackSettings()
+    """The fixed-source attack, optimized once against the starting model and replayed everywhere."""
+    train: TrainSettings = TrainSettings()
+    anchors: AnchorSettings = AnchorSettings()
+    behavior: BehaviorSettings = BehaviorSettings()
+    geometry: GeometrySettings = GeometrySettings()
+    intervention: InterventionSettings = InterventionSettings()
+    stress: StressSettings = StressSettings()
+    report: ReportSettings = ReportSettings()
+    run: RunSettings = RunSettings()
+    seed: int = 0
+    """Seed of everything that is not training: fixed-source attack, tails, controls, bootstrap, adaptive attack."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        last = self.train.steps
+        references = {arm: step for arm, step in self.anchors.reference.items() if isinstance(step, int)}
+        for name, steps in (("anchors.steps", self.anchors.steps), ("anchors.reference", tuple(references.values()))):
+            beyond = [step for step in steps if step > last]
+            if beyond:
+                raise ValueError(
+                    f"{name} has step {beyond[0]}, but training ends at step {last} (train.steps); lower the anchor or train longer"
+                )
+        missing = [arm for arm in self.train.arms if arm not in self.anchors.reference]
+        if missing:
+            raise ValueError(f"anchors.reference lacks arm '{missing[0]}'; give it a step or a rule")
+        for name, values in (("train.arms", self.train.arms), ("train.seeds", self.train.seeds), ("anchors.steps", self.anchors.steps)):
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{name} is {list(values)}; expected a non-empty list without repeats")
+        known = {0, *self.anchors.steps, *references.values()}
+        for name, chosen in (("intervention.steps", self.intervention.steps), ("stress.steps", self.stress.steps)):
+            strange = [step for step in chosen or () if step not in known]
+            if strange:
+                raise ValueError(f"{name} has step {strange[0]}, which is no anchor; anchors are {sorted(known)}")
+        return self

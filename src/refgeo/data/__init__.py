@@ -1,0 +1,1 @@
+"""The sets of the protocol: one row type and one loader each."""

@@ -1,0 +1,53 @@
+"""Every error a user can meet: one base class, messages that say what was given, what was expected and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class RefgeoError(Exception):
+    """Base of all errors raised on purpose; the command line prints it without a traceback and exits with code 2."""
+
+    def __init__(self, problem: str, *, expected: str = "", fix: str = "") -> None:
+        parts = [problem.rstrip(".") + "."]
+        if expected:
+            parts.append(f"Expected {expected.rstrip('.')}.")
+        if fix:
+            parts.append(fix.rstrip(".") + ".")
+        super().__init__(" ".join(parts))
+
+
+class ConfigError(RefgeoError, ValueError):
+    """A setting that does not exist, has the wrong type, or contradicts another one."""
+
+
+class DataError(RefgeoError, ValueError):
+    """A data file that is missing, empty, lacks a column, or holds rows that cannot be used."""
+
+
+class ModelError(RefgeoError, RuntimeError):
+    """A model that cannot be loaded, hooked, or driven as the protocol needs."""
+
+
+class ContextOverflow(DataError):
+    """A prompt that does not fit the model's context together with what must be generated."""
+
+
+class NonFinite(RefgeoError, ArithmeticError):
+    """A loss or a measurement that became NaN or infinite."""
+
+
+class EmptyField(RefgeoError, ValueError):
+    """A carrier field in which every row is zero, so that it has no direction."""
+
+
+class StoreError(RefgeoError, OSError):
+    """A run folder that cannot be read, written, or that belongs to another configuration."""
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str:
+    """``Did you mean 'x'?`` for the closest candidate, or the list of all of them when none is close."""
+    options = sorted(candidates)
+    close = get_close_matches(word, options, n=1, cutoff=0.6)
+    return f"Did you mean '{close[0]}'?" if close else f"Valid: {', '.join(options)}"

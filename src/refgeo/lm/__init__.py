@@ -1,0 +1,1 @@
+"""A causal language model as this project needs it."""

@@ -1,0 +1,170 @@
+"""Completions under many interventions at once. Most leave most completions as they were, so each is first checked against a draft.
+
+One forward pass over prompt and draft shows where an intervention first changes the greedy choice; only from there on is
+anything generated. Blocks before the intervention are run once per prompt and shared by all interventions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from refgeo.lm.changes import Change, changing
+from refgeo.lm.chat import Rendered
+from refgeo.lm.decode import greedy
+from refgeo.lm.model import LanguageModel
+from refgeo.lm.residual import Site
+from refgeo.lm.resume import Trace, resumable, resuming, trace
+
+LOGITS = 1 << 26
+"""Most logits that one checking pass may hold."""
+_IGNORED, _UNKNOWN = -1, -2
+
+
+class _Fork(NamedTuple):
+    """Where one intervention on one prompt leaves the draft: after ``kept`` tokens it writes ``token`` instead."""
+
+    change: int
+    prompt: int
+    kept: int
+    token: int
+
+
+def complete_changed(
+    lm: LanguageModel,
+    prompts: Sequence[Rendered],
+    drafts: Sequence[Sequence[int]],
+    changes: Sequence[Change],
+    max_new_tokens: int,
+    site: Site = "block_output",
+    batch: int = 256,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[list[int]]]:
+    """Greedy completions ``[change][prompt]`` as token ids, equal to generating every prompt under every change from scratch.
+
+    ``drafts`` are best the completions of the same prompts without any change; another guess costs time but changes no result.
+    ``batch`` is the number of rows per forward pass. ``progress`` hears of finished rows.
+    """
+    drafts = [_cut(draft, max_new_tokens, lm.eos_id) for draft in drafts]
+    completions = [[list(draft) for draft in drafts] for _ in changes]
+    forks: list[_Fork] = []
+    reuse = bool(prompts) and resumable(lm, prompts[0].ids)
+    for start, group in _by_start(changes, site, reuse).items():
+        for chunk, part in _chunks(lm, prompts, drafts, group, batch):
+            found = _check(lm, prompts, drafts, changes, chunk, part, start, max_new_tokens, site)
+            forks += found
+            if progress is not None:
+                progress(len(chunk) * len(part) - len(found))
+    forks.sort(key=lambda fork: len(prompts[fork.prompt]) + fork.kept)
+    for first in range(0, len(forks), batch):
+        batched = forks[first : first + batch]
+        for fork, ids in zip(batched, _continue(lm, prompts, drafts, changes, batched, max_new_tokens, site), strict=True):
+            completions[fork.change][fork.prompt] = ids
+        if progress is not None:
+            progress(len(batched))
+    return completions
+
+
+def _continue(
+    lm: LanguageModel,
+    prompts: Sequence[Rendered],
+    drafts: Sequence[Sequence[int]],
+    changes: Sequence[Change],
+    forks: Sequence[_Fork],
+    max_new_tokens: int,
+    site: Site,
+) -> list[list[int]]:
+    """Completions of one batch of forks: what was kept of the draft, the token that differs, and what follows from it."""
+    heads = [[*drafts[fork.prompt][: fork.kept], fork.token] for fork in forks]
+    going = [row for row, head in enumerate(heads) if head[-1] != lm.eos_id and len(head) < max_new_tokens]
+    edits = [_sparing(changes[forks[row].change], len(heads[row])) for row in going]
+
+    def changed(active: Sequence[int]) -> AbstractContextManager[None]:
+        return changing(lm, [edits[place] for place in active], site)
+
+    rows = [[*prompts[forks[row].prompt].ids, *heads[row]] for row in going]
+    if rows:
+        budgets = [max_new_tokens - len(heads[row]) for row in going]
+        for row, rest in zip(going, greedy(lm, rows, budgets, changed), strict=True):
+            heads[row] += rest
+    return heads
+
+
+def _cut(draft: Sequence[int], max_new_tokens: int, eos_id: int) -> list[int]:
+    """A draft can be no longer than a completion: up to its end-of-turn token and the budget."""
+    ids = list(draft[:max_new_tokens])
+    return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids
+
+
+def _sparing(change: Change, written: int) -> Change:
+    """The same change when ``written`` tokens of the completion are part of the input."""
+    return replace(change, spare_last=change.spare_last + written) if change.spare_last else change
+
+
+def _by_start(changes: Sequence[Change], site: Site, reuse: bool) -> dict[int, list[int]]:
+    """Changes that can share a forward pass: by the entry of the residual stream at which they act."""
+    groups: dict[int, list[int]] = {}
+    for index, change in enumerate(changes):
+        start = change.layer + (site == "block_output") if reuse and change.layer is not None else 0
+        groups.setdefault(start, []).append(index)
+    return groups
+
+
+def _chunks(
+    lm: LanguageModel, prompts: Sequence[Rendered], drafts: Sequence[Sequence[int]], group: Sequence[int], batch: int
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Prompts of similar length times changes, at most ``batch`` rows and ``LOGITS`` logits at a time."""
+    longest = max((len(draft) for draft in drafts), default=0) + 1
+    rows = max(1, min(batch, LOGITS // (longest * int(lm.core.config.get_text_config().vocab_size))))
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]) + len(drafts[index]))
+    per_pass = max(1, rows // len(group))
+    for first in range(0, len(order), per_pass):
+        for begin in range(0, len(group), rows):
+            yield order[first : first + per_pass], list(group[begin : begin + rows])
+
+
+@torch.no_grad()
+def _check(
+    lm: LanguageModel,
+    prompts: Sequence[Rendered],
+    drafts: Sequence[Sequence[int]],
+    changes: Sequence[Change],
+    chunk: Sequence[int],
+    group: Sequence[int],
+    start: int,
+    max_new_tokens: int,
+    site: Site,
+) -> list[_Fork]:
+    """Forks of every change in ``group`` on every prompt in ``chunk``."""
+    traced = trace(lm, [[*prompts[index].ids, *drafts[index]] for index in chunk])
+    edits = [_sparing(changes[which], len(drafts[index])) for which in group for index in chunk]
+    longest = max(len(drafts[index]) for index in chunk)
+    with resuming(lm, traced, start, len(group)) if start else nullcontext(), changing(lm, edits, site):
+        predicted = _choices(lm, traced, len(group), longest + 1)
+    # Column ``longest`` is what follows the draft: of no interest unless the draft stops short of a completion.
+    expected = torch.full((len(chunk), longest + 1), _IGNORED, dtype=torch.long)
+    for row, index in enumerate(chunk):
+        draft = list(drafts[index])
+        finished = len(draft) == max_new_tokens or (bool(draft) and draft[-1] == lm.eos_id)
+        expected[row, longest - len(draft) :] = torch.tensor([*draft, _IGNORED if finished else _UNKNOWN])
+    expected = expected.repeat(len(group), 1)
+    wrong = (predicted != expected) & (expected != _IGNORED)
+    forks = []
+    for row in torch.nonzero(wrong.any(dim=1)).flatten().tolist():
+        which, index = group[row // len(chunk)], chunk[row % len(chunk)]
+        place = int(wrong[row].int().argmax())
+        forks.append(_Fork(which, index, place - (longest - len(drafts[index])), int(predicted[row, place])))
+    return forks
+
+
+def _choices(lm: LanguageModel, traced: Trace, repeats: int, keep: int) -> torch.Tensor:
+    """Greedy choices after each of the last ``keep`` tokens of every row, ``row pos``, on the CPU."""
+    ids, mask = traced.ids.repeat(repeats, 1), traced.mask.repeat(repeats, 1)
+    places = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    out = lm.core(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False, logits_to_keep=keep)
+    choices: torch.Tensor = out.logits.argmax(dim=-1).cpu()
+    return choices

@@ -1,0 +1,5 @@
+"""The shape of a conversation, light enough for every room."""
+
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]

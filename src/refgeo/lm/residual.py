@@ -1,0 +1,193 @@
+"""The residual stream: read it, remove directions from it, add vectors to it. Context managers only; weights are never edited.
+
+Every manager registers its hooks on entry and removes them on exit, whatever happens inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from refgeo.errors import ModelError
+from refgeo.lm.generate import left_pad
+from refgeo.lm.model import LanguageModel
+
+Site = Literal["block_output", "block_input"]
+Edit = Callable[[Tensor], Tensor]
+Edited = tuple[nn.Module, Literal["input", "output"], Edit]
+
+
+@contextmanager
+def editing(edits: Sequence[Edited]) -> Iterator[None]:
+    """Apply each edit to the hidden states entering or leaving its module, for the time of the context."""
+    handles = []
+    try:
+        for module, where, edit in edits:
+            if where == "input":
+                handles.append(module.register_forward_pre_hook(_input_hook(edit), with_kwargs=True))
+            else:
+                handles.append(module.register_forward_hook(_output_hook(edit)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _input_hook(edit: Edit) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (edit(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": edit(kwargs["hidden_states"])}
+
+    return hook
+
+
+def _output_hook(edit: Edit) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+
+    return hook
+
+
+def projector(basis: Float[Tensor, "rank d_model"], strength: float = 1.0) -> Edit:
+    """``h - strength * (h U^T) U`` for orthonormal rows U (PROTOCOL section 5). A zero basis changes nothing, bit for bit."""
+
+    def edit(hidden: Tensor) -> Tensor:
+        rows = basis.to(hidden)
+        return hidden - strength * ((hidden @ rows.T) @ rows)
+
+    return edit
+
+
+@contextmanager
+def ablate(
+    lm: LanguageModel,
+    basis: Float[Tensor, "rank d_model"],
+    layer: int | None,
+    strength: float = 1.0,
+    site: Site = "block_output",
+) -> Iterator[None]:
+    """Remove the span of orthonormal rows ``basis``: at one layer's ``site``, or everywhere when ``layer`` is None.
+
+    Everywhere means every block's input and what its attention and feed-forward parts write (2406.11717, section 2.4).
+    """
+    edit = projector(basis, strength)
+    with editing([(block_at(lm, layer), side(site), edit)] if layer is not None else everywhere(lm, edit)):
+        yield
+
+
+def everywhere(lm: LanguageModel, edit: Edit) -> list[Edited]:
+    """``edit`` at every block's input and at what its attention and feed-forward parts write."""
+    edits: list[Edited] = [(block, "input", edit) for block in lm.blocks]
+    return edits + [(part, "output", edit) for block in lm.blocks for part in writers(block)]
+
+
+@contextmanager
+def add(lm: LanguageModel, vector: Float[Tensor, " d_model"], layer: int, site: Site = "block_output") -> Iterator[None]:
+    """Add ``vector`` to every position of one layer's ``site`` (activation addition)."""
+    with editing([(block_at(lm, layer), side(site), lambda hidden: hidden + vector.to(hidden))]):
+        yield
+
+
+@torch.no_grad()
+def read(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    positions: Sequence[int],
+    site: Site = "block_output",
+    batch: int = 128,
+) -> Float[Tensor, "prompt pos layer d_model"]:
+    """Residual stream at ``positions`` counted from the end of each prompt, for all layers, in float32 on the CPU.
+
+    Raises ``ModelError`` when a position lies before the first token of a prompt.
+    """
+    shortest = min(len(row) for row in prompts)
+    if min(positions) < -shortest or max(positions) >= 0:
+        raise ModelError(
+            f"Positions {list(positions)} do not exist in a prompt of {shortest} tokens", expected="negative positions inside it"
+        )
+    index = torch.tensor(positions)
+    result = torch.empty(len(prompts), len(positions), lm.depth, lm.width)
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        seen: list[Tensor] = [torch.empty(0)] * lm.depth
+
+        def keep(layer: int, seen: list[Tensor] = seen) -> Edit:
+            def edit(hidden: Tensor) -> Tensor:
+                seen[layer] = hidden[:, index.to(hidden.device) + hidden.shape[1]].float().cpu()
+                return hidden
+
+            return edit
+
+        with editing([(block, side(site), keep(layer)) for layer, block in enumerate(lm.blocks)]):
+            last_logits(lm, [prompts[row] for row in chosen])
+        result[torch.tensor(chosen)] = torch.stack(seen, dim=2)
+    return result
+
+
+def last_logits(lm: LanguageModel, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "prompt vocab"]:
+    """Next-token logits after each prompt, one batch; the head runs at the last position only."""
+    return next_logits(lm, *left_pad(prompts, lm.pad_id, lm.device))
+
+
+def next_logits(lm: LanguageModel, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch vocab"]:
+    """Next-token logits of a left-padded batch."""
+    places = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    out = lm.core(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False, logits_to_keep=1)
+    logits: Tensor = out.logits[:, -1]
+    return logits
+
+
+def writers(block: nn.Module) -> list[nn.Module]:
+    """The attention and feed-forward parts of a block, found by name. Raises ``ModelError`` unless there is one of each."""
+    # Norms share the names; only a part with a weight matrix writes something of its own.
+    parts = [(name, child) for name, child in block.named_children() if any(weight.ndim > 1 for weight in child.parameters())]
+    attention = [child for name, child in parts if "attn" in name or "attention" in name]
+    feed = [child for name, child in parts if "mlp" in name or "feed_forward" in name or "moe" in name]
+    if len(attention) != 1 or len(feed) != 1:
+        names = [name for name, _ in block.named_children()]
+        raise ModelError(f"Cannot tell the attention and feed-forward parts of a block with children {names}", expected="one of each")
+    return [attention[0], feed[0]]
+
+
+def side(site: Site) -> Literal["input", "output"]:
+    """Which side of a block a site is on."""
+    return "output" if site == "block_output" else "input"
+
+
+def block_at(lm: LanguageModel, layer: int) -> nn.Module:
+    """One decoder block. Raises ``ModelError`` when the layer does not exist."""
+    if not 0 <= layer < lm.depth:
+        raise ModelError(f"Layer {layer} does not exist in '{lm.name}'", expected=f"0 to {lm.depth - 1}")
+    return lm.blocks[layer]
+
+
+@torch.no_grad()
+def self_check(lm: LanguageModel) -> None:
+    """Prove that the hooks work on this model: a zero direction changes no bit, a unit one changes something, twice is once.
+
+    Raises ``ModelError`` naming the layer that fails.
+    """
+    ids = [list(lm.chat.prompt("hello").ids)]
+    plain = last_logits(lm, ids)
+    direction = torch.randn(1, lm.width, generator=torch.Generator().manual_seed(0)).to(lm.device)
+    direction = direction / direction.norm()
+    for layer in [*range(lm.depth), None]:
+        place = f"layer {layer}" if layer is not None else "everywhere"
+        with ablate(lm, torch.zeros_like(direction), layer):
+            if not torch.equal(last_logits(lm, ids), plain):
+                raise ModelError(f"Ablating a zero direction at {place} of '{lm.name}' changed the logits", expected="bit-equal logits")
+        with ablate(lm, direction, layer):
+            once = last_logits(lm, ids)
+            with ablate(lm, direction, layer):
+                twice = last_logits(lm, ids)
+        if torch.equal(once, plain):
+            raise ModelError(f"Ablating a direction at {place} of '{lm.name}' changed nothing", expected="changed logits")
+        if not torch.allclose(once.float(), twice.float(), atol=1e-4 if once.dtype == torch.float32 else 5e-2):
+            raise ModelError(f"Ablating a direction twice at {place} of '{lm.name}' differs from once", expected="a projection")

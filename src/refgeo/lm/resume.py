@@ -1,0 +1,105 @@
+"""Forward passes that go on from a cached residual stream: what an intervention cannot change is not computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from refgeo.errors import ModelError
+from refgeo.lm.generate import left_pad
+from refgeo.lm.model import LanguageModel
+from refgeo.lm.residual import Site, editing, next_logits
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The residual stream of one batch: ``streams[0]`` enters the first block, ``streams[l + 1]`` leaves block ``l``.
+
+    ``extras`` is what each block returns beside its hidden states, ``logits`` the next-token logits.
+    """
+
+    ids: Int[Tensor, "batch pos"]
+    mask: Int[Tensor, "batch pos"]
+    streams: list[Float[Tensor, "batch pos d_model"]]
+    extras: list[tuple[Any, ...] | None]
+    logits: Float[Tensor, "batch vocab"]
+
+    def index(self, layer: int, site: Site) -> int:
+        """Which entry of ``streams`` is read and edited at ``layer``."""
+        return layer + (site == "block_output")
+
+
+@torch.no_grad()
+def trace(lm: LanguageModel, prompts: Sequence[Sequence[int]]) -> Trace:
+    """One forward pass that keeps the whole residual stream, so that ``resuming`` can start from any block."""
+    ids, mask = left_pad(prompts, lm.pad_id, lm.device)
+    streams: list[Tensor] = []
+    extras: list[tuple[Any, ...] | None] = []
+
+    def enter(hidden: Tensor) -> Tensor:
+        streams.append(hidden)
+        return hidden
+
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        streams.append(output[0] if isinstance(output, tuple) else output)
+        extras.append(tuple(output[1:]) if isinstance(output, tuple) else None)
+
+    handles = [block.register_forward_hook(leave) for block in lm.blocks]
+    try:
+        with editing([(lm.blocks[0], "input", enter)]):
+            logits = next_logits(lm, ids, mask)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if len(streams) != lm.depth + 1:
+        raise ModelError(f"A forward pass of '{lm.name}' ran {len(streams) - 1} blocks", expected=f"each of its {lm.depth} blocks once")
+    return Trace(ids, mask, streams, extras, logits)
+
+
+@contextmanager
+def resuming(lm: LanguageModel, traced: Trace, start: int, repeats: int = 1) -> Iterator[None]:
+    """Inside, forward passes skip the blocks before ``start`` and go on from the traced stream, repeated ``repeats`` times.
+
+    What an intervention at a later place cannot change is not computed again. Hooks on block ``start - 1`` still fire.
+    The caller passes the traced ids and mask, repeated as often.
+    """
+    before = [block.__dict__.get("forward") for block in lm.blocks[:start]]
+    try:
+        for layer in range(start):
+            stream = traced.streams[start].repeat(repeats, 1, 1) if layer == start - 1 else None
+            lm.blocks[layer].__dict__["forward"] = _stand_in(stream, traced.extras[layer])
+        yield
+    finally:
+        for layer, forward in enumerate(before):
+            if forward is None:
+                lm.blocks[layer].__dict__.pop("forward", None)
+            else:
+                lm.blocks[layer].__dict__["forward"] = forward
+
+
+def _stand_in(stream: Tensor | None, extras: tuple[Any, ...] | None) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = args[0] if args else kwargs["hidden_states"]
+        hidden = given if stream is None else stream
+        return hidden if extras is None else (hidden, *extras)
+
+    return forward
+
+
+@torch.no_grad()
+def resumable(lm: LanguageModel, prompt: Sequence[int]) -> bool:
+    """Whether ``resuming`` from every block gives this model's own logits again; if not, whole forward passes are needed."""
+    traced = trace(lm, [prompt])
+    tolerance = 1e-4 if traced.logits.dtype == torch.float32 else 5e-2
+    for start in range(1, lm.depth + 1):
+        with resuming(lm, traced, start):
+            again = next_logits(lm, traced.ids, traced.mask)
+        if not torch.allclose(again.float(), traced.logits.float(), atol=tolerance):
+            return False
+    return True

@@ -1,0 +1,28 @@
+"""Rows of the long-form tables that every measure returns: set, subset, metric, value, low, high, n, and what else identifies the row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from refgeo.statistics import Interval
+
+COLUMNS = ("set", "subset", "metric", "value", "low", "high", "n")
+Row = dict[str, Any]
+
+
+def row(set_name: str, metric: str, interval: Interval, subset: str = "all", **identity: Any) -> Row:
+    """One measured quantity with its interval and sample size; ``identity`` adds columns that tell the row apart."""
+    head = {"set": set_name, "subset": subset, "metric": metric}
+    return {**head, "value": interval.value, "low": interval.low, "high": interval.high, "n": interval.n, **identity}
+
+
+def frame(rows: Iterable[Row]) -> pd.DataFrame:
+    """A table with the common columns first, whatever the rows carry beside them."""
+    table = pd.DataFrame(list(rows))
+    for column in COLUMNS:
+        if column not in table:
+            table[column] = pd.Series(dtype="object")
+    return table[[*COLUMNS, *(column for column in table.columns if column not in COLUMNS)]]

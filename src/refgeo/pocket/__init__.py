@@ -1,0 +1,1 @@
+"""The embedded world: a fictional town and the model that knows it."""

@@ -1,0 +1,74 @@
+"""Documents packed into rows of fixed length: each document sees only itself and starts at position 0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from refgeo.pocket.corpus import Corpus, Turns
+from refgeo.pocket.tokenizer import ASSISTANT, BOS, END, PAD, REPLY, SPECIAL, TURN, USER
+
+USER_WEIGHT = 0.1
+"""Loss weight of what users write: their tails are noise that is not worth learning."""
+PLAIN_WEIGHT = 0.5
+"""Loss weight of plain statements, in which only the end of each sentence can be known."""
+
+
+class Batch(NamedTuple):
+    """One training batch. ``mask[b, 0, i, j]``: token i may look at token j. ``weight`` is the loss weight of predicting each token."""
+
+    ids: Int[Tensor, "batch pos"]
+    places: Int[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch 1 pos pos"]
+    weight: Float[Tensor, "batch pos"]
+
+
+class Packer:
+    """Turns a corpus into batches of ``rows`` x ``length`` tokens; a document too long for a row is left out."""
+
+    def __init__(self, corpus: Corpus, rows: int, length: int) -> None:
+        self._documents = iter(corpus)
+        self._table = {word: index for index, word in enumerate([*SPECIAL, *corpus.words])}
+        self._rows, self._length = rows, length
+        self._waiting: tuple[list[int], list[float]] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches for ever."""
+        while True:
+            yield self._batch()
+
+    def _batch(self) -> Batch:
+        shape = (self._rows, self._length)
+        ids = torch.full(shape, self._table[PAD])
+        places, group, weight = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1), torch.zeros(shape)
+        for row in range(self._rows):
+            filled, number = 0, 0
+            while True:
+                words, weights = self._waiting or self._encode(next(self._documents))
+                if filled + len(words) > self._length:
+                    self._waiting = (words, weights) if len(words) <= self._length else None
+                    break
+                self._waiting = None
+                part = slice(filled, filled + len(words))
+                ids[row, part], places[row, part] = torch.tensor(words), torch.arange(len(words))
+                group[row, part], weight[row, part] = number, torch.tensor(weights)
+                filled, number = filled + len(words), number + 1
+        causal = torch.ones(self._length, self._length, dtype=torch.bool).tril()
+        mask = (group[:, :, None] == group[:, None, :]) & causal
+        return Batch(ids, places, mask[:, None], weight)
+
+    def _encode(self, turns: Turns) -> tuple[list[int], list[float]]:
+        words, weights = [BOS], [0.0]
+        for user, reply in turns:
+            if user:
+                asked = [USER, *user.split(), END, TURN, ASSISTANT, REPLY]
+                words += asked
+                weights += [USER_WEIGHT] * len(asked)
+            answer = [*reply.split(), END]
+            words += answer
+            weights += [1.0 if user else PLAIN_WEIGHT] * len(answer)
+        return [self._table[word] for word in words], weights

@@ -1,0 +1,133 @@
+"""Pretraining of the town's language model from scratch: a few million tokens on one CPU thread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from refgeo.pocket.batches import Packer
+from refgeo.pocket.corpus import Corpus
+from refgeo.pocket.tokenizer import BOS, CONTEXT, END, PAD, SPECIAL, vocabulary
+from refgeo.pocket.town import World
+
+Progress = Callable[[int, int, str], None] | None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Size of the model and of its training."""
+
+    width: int = 96
+    layers: int = 6
+    heads: int = 4
+    feed_forward: int = 256
+    steps: int = 1000
+    rows: int = 32
+    length: int = 96
+    learning_rate: float = 3e-3
+    muon_rate: float = 1e-2
+    warmup: int = 40
+
+
+def new_model(world: World, recipe: Recipe, seed: int) -> LlamaForCausalLM:
+    """An untrained model for the words of a world."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(SPECIAL) + len(vocabulary(world)),
+        hidden_size=recipe.width,
+        intermediate_size=recipe.feed_forward,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=SPECIAL.index(BOS),
+        eos_token_id=SPECIAL.index(END),
+        pad_token_id=SPECIAL.index(PAD),
+    )
+    return LlamaForCausalLM(config)
+
+
+def pretrain(world: World, recipe: Recipe, seed: int = 0, progress: Progress = None) -> LlamaForCausalLM:
+    """Train a model on the corpus of ``world``. Same seed, machine and thread count: the same weights."""
+    model = new_model(world, recipe, seed)
+    corpus = Corpus(world, Random(f"refgeo pocket corpus {world.seed} {seed}"))
+    batches = iter(Packer(corpus, recipe.rows, recipe.length))
+    matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
+    others = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or "embed" in name]
+    optimizers: list[torch.optim.Optimizer] = [
+        Muon(matrices, recipe.muon_rate) if recipe.muon_rate else torch.optim.AdamW(matrices, recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW(others, recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    peaks = [float(optimizer.param_groups[0]["lr"]) for optimizer in optimizers]
+    average = math.log(len(SPECIAL) + len(vocabulary(world)))
+    model.train()
+    for step in range(recipe.steps):
+        factor = min(1.0, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+        batch = next(batches)
+        hidden = model.model(input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.places, use_cache=False).last_hidden_state
+        weight = batch.weight[:, 1:].reshape(-1)
+        logits = model.lm_head(hidden[:, :-1].reshape(-1, recipe.width)[weight > 0])
+        losses = nn.functional.cross_entropy(logits, batch.ids[:, 1:].reshape(-1)[weight > 0], reduction="none")
+        used = weight[weight > 0]
+        loss = (losses * used).sum() / used.sum()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * factor
+            optimizer.step()
+            optimizer.zero_grad()
+        average += 0.05 * (float(losses[used == 1].mean().detach()) - average)
+        if progress is not None:
+            progress(step + 1, recipe.steps, f"loss {average:.3f}")
+    return round_weights(model).eval()
+
+
+def round_weights(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """Weights rounded to what float16 can hold, kept in float32: what is measured is what is shipped."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.half().float())
+    return model
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum with orthogonalized updates for matrices (Jordan et al. 2024), in float32; one group, equal shapes in one batch."""
+
+    def __init__(self, weights: list[nn.Parameter], rate: float, momentum: float = 0.95) -> None:
+        super().__init__(weights, {"lr": rate, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # no closure is ever evaluated
+        """Apply one update from the gradients."""
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[nn.Parameter]] = {}
+            for weight in group["params"]:
+                shapes.setdefault(weight.shape, []).append(weight)
+            for shape, weights in shapes.items():
+                updates = []
+                for weight in weights:
+                    state = self.state[weight]
+                    average = state.setdefault("average", torch.zeros_like(weight))
+                    average.lerp_(weight.grad, 1 - group["momentum"])
+                    updates.append(weight.grad.lerp(average, group["momentum"]))
+                scale = max(1.0, shape[0] / shape[1]) ** 0.5
+                for weight, update in zip(weights, orthogonalize(torch.stack(updates)), strict=True):
+                    weight.add_(update, alpha=-group["lr"] * scale)
+
+
+def orthogonalize(matrices: Tensor, rounds: int = 5) -> Tensor:
+    """Nearest semi-orthogonal matrix of each, approximately: the quintic Newton-Schulz iteration of Muon."""
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(rounds):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.mT if tall else x

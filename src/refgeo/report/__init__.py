@@ -1,0 +1,1 @@
+"""Tables, figures, the claims ledger and the page."""

@@ -1,0 +1,228 @@
+"""C7 to C12: the claims that are decided by directions and by what removing them does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from refgeo.report.claims_behavior import STEP, USEFUL, fixed, hardest
+from refgeo.report.compare import across_seeds, ratio, unpaired, widened
+from refgeo.report.evidence import Evidence
+from refgeo.report.rules import Claim, Missing, Part, number
+from refgeo.statistics import Interval
+
+MIDDLE = 0.50
+"""Relative depth that separates early layers from late ones."""
+DEEPER = 0.25
+"""Smallest difference of relative depth that counts as another place."""
+CONSTANT = (0.80, 1.25)
+"""Effective rank counts as constant while its ratio to the start's stays within these (the usual bounds of equivalence)."""
+FARTHER = 5.0
+"""Smallest difference of principal angles that counts, in degrees."""
+LARGEST = 3
+"""The principal angle that is compared: the largest of the three, in which the paper's arms differ most."""
+FIELD = {"layer": "field", "to": "reference"}
+ABLATIONS = ("ablate_single", "ablate_topk")
+CHANGED = (("fixed", "asr_fixed"), ("direct", "any_refusal"), ("xstest_safe", "any_refusal_safe"))
+"""What an ablation may change, named before looking: (set, metric)."""
+
+
+def depth(evidence: Evidence, arm: str, step: int) -> list[Interval]:
+    """Relative depth of the carrier, one per seed. Raises ``Missing`` when some seed has no carrier there."""
+    for metric, words in (("admissible", "no candidate is admissible"), ("is_carrier", "the best candidate does not change generated refusal")):
+        try:
+            accepted = evidence.rows("geometry", arm, step, "carrier", metric)
+        except Missing:
+            continue
+        lacking = accepted[accepted["value"] < 0.5]
+        if len(lacking):
+            raise Missing(f"{words} at step {step} of {arm} ({len(lacking)} of {len(accepted)} seeds), so there is no carrier to place")
+    return evidence.per_seed("geometry", arm, step, "carrier", "carrier_depth")
+
+
+def carried(evidence: Evidence, arm: str, steps: Sequence[int]) -> list[int]:
+    """Those of ``steps`` at which every seed has a carrier. Raises ``Missing`` when there are none, with the reason at the last one."""
+    found, reasons = [], []
+    for step in steps:
+        try:
+            depth(evidence, arm, step)
+            found.append(step)
+        except Missing as missing:
+            reasons.append(str(missing))
+    if not found:
+        raise Missing(reasons[-1] if reasons else f"{arm} has no such anchor")
+    return found
+
+
+def c7(evidence: Evidence) -> list[Part]:
+    early, last = carried(evidence, "r2d2", evidence.early("r2d2")), evidence.last("r2d2")
+    return [
+        hardest([_deep(evidence, step, "above") for step in early]),
+        _deep(evidence, last, "below"),
+    ]
+
+
+def _deep(evidence: Evidence, step: int, side: str) -> Part:
+    name = f"carrier depth of r2d2 at step {step}"
+    return evidence.part(name, depth(evidence, "r2d2", step), "above" if side == "above" else "below", MIDDLE)
+
+
+def c8(evidence: Evidence) -> list[Part]:
+    shared = [step for step in evidence.early("r2d2") if step in evidence.steps("sft")]
+    if not shared:
+        raise Missing("the arms share no early anchor")
+    both = [step for step in carried(evidence, "r2d2", shared) if step in carried(evidence, "sft", shared)]
+    if not both:
+        raise Missing("at no early anchor do both arms have a carrier")
+    step = both[0]
+    apart = across_seeds([unpaired(one, two) for one, two in zip(depth(evidence, "r2d2", step), depth(evidence, "sft", step), strict=False)])
+    return [
+        Part(f"carrier depth of r2d2 minus that of sft at step {step}", apart, "above", DEEPER, seeds=len(evidence.seeds("sft"))),
+        evidence.change(fixed("sft", step), fixed("r2d2", step), "above", STEP),
+    ]
+
+
+def c9(evidence: Evidence) -> list[Part]:
+    parts = []
+    for arm in ("r2d2", "sft"):
+        steps = evidence.steps(arm)
+        try:
+            origin, before = 0, _rank(evidence, arm, 0)
+        except Missing:
+            origin, before = steps[0], _rank(evidence, arm, steps[0])
+        for step in steps:
+            if step == origin:
+                continue
+            ratios = [ratio(now, then) for now, then in zip(_rank(evidence, arm, step), before, strict=True)]
+            what = f"effective rank of {arm} at step {step} over that at step {origin}"
+            parts.append(replace(evidence.part(what, ratios, "within", CONSTANT[0]), upper=CONSTANT[1]))
+    if not parts:
+        raise Missing("only one anchor has an effective rank")
+    return [hardest(parts)]
+
+
+def _rank(evidence: Evidence, arm: str, step: int) -> list[Interval]:
+    return evidence.per_seed("geometry", arm, step, "field", "effective_rank", matrix="raw")
+
+
+def c10(evidence: Evidence) -> list[Part]:
+    shared = [step for step in evidence.steps("r2d2") if step in evidence.steps("sft")]
+    if not shared:
+        raise Missing("the arms share no anchor")
+    step, metric = shared[-1], f"principal_angle_{LARGEST}"
+    one, two = (evidence.per_seed("geometry", arm, step, "drift", metric, **FIELD) for arm in ("sft", "r2d2"))
+    apart = across_seeds([unpaired(first, second) for first, second in zip(one, two, strict=False)])
+    return [Part(f"principal angle {LARGEST} of sft minus that of r2d2 at step {step}, in degrees", apart, "above", FARTHER, seeds=len(one))]
+
+
+def c10_aside(evidence: Evidence) -> str:
+    shared = [step for step in evidence.steps("r2d2") if step in evidence.steps("sft")]
+    words = []
+    for arm in ("sft", "r2d2"):
+        angle, floor = (
+            across_seeds(evidence.per_seed("geometry", arm, shared[-1], "drift", f"principal_angle_{LARGEST}{part}", **FIELD)).value for part in ("", "_floor")
+        )
+        words.append(f"{arm} {number(angle)} over a split-half floor of {number(floor)}")
+    return ", ".join(words)
+
+
+def strongest(evidence: Evidence) -> tuple[int, str, str, str, int]:
+    """Step, kind, set and metric of the largest carrier effect over its controls at the last anchor intervened on, and out of how many."""
+    table = evidence.tables.intervention
+    if table.empty or "intervention" not in table:
+        raise Missing("no intervention was measured")
+    late = [step for step in evidence.late("r2d2") if step in set(table[table["arm"] == "r2d2"]["step"])]
+    if not late:
+        raise Missing("no late r2d2 anchor was intervened on")
+    found = []
+    for kind in ABLATIONS:
+        for set_name, metric in CHANGED:
+            try:
+                effects = over_controls(evidence, late[-1], kind, set_name, metric)
+            except Missing:
+                continue
+            found.append((abs(across_seeds(effects).value), kind, set_name, metric))
+    if not found:
+        raise Missing(f"no effect over controls (intervention.csv, *_delta_over_controls) was measured at step {late[-1]}")
+    _, kind, set_name, metric = max(found)
+    return late[-1], kind, set_name, metric, len(found)
+
+
+def over_controls(evidence: Evidence, step: int, kind: str, set_name: str, metric: str) -> list[Interval]:
+    """The carrier's effect minus its controls' mean effect at full strength, one per seed."""
+    identity: dict[str, object] = {"intervention": kind, "direction": "carrier"}
+    if "strength" in evidence.tables.intervention:
+        identity["strength"] = 1.0
+    return evidence.per_seed("intervention", "r2d2", step, set_name, f"{metric}_delta_over_controls", **identity)
+
+
+def c11(evidence: Evidence) -> list[Part]:
+    step, kind, set_name, metric, tests = strongest(evidence)
+    effects = [widened(one, tests) for one in over_controls(evidence, step, kind, set_name, metric)]
+    sign = 1.0 if across_seeds(effects).value >= 0 else -1.0
+    upright = [one if sign > 0 else Interval(-one.value, -one.high, -one.low, one.n) for one in effects]
+    direction = "rise" if sign > 0 else "fall"
+    what = f"{direction} of {metric} on set {set_name} under {kind} of r2d2 at step {step} beyond the controls' mean (the largest of {tests})"
+    parts = [evidence.part(what, upright, "above", STEP)]
+    try:
+        identity: dict[str, object] = {"intervention": kind, "direction": "carrier"}
+        if "strength" in evidence.tables.intervention:
+            identity["strength"] = 1.0
+        places = [one.value for one in evidence.per_seed("intervention", "r2d2", step, set_name, f"{metric}_percentile", **identity)]
+    except Missing:
+        return parts
+    beyond = min(place if sign > 0 else 1 - place for place in places)
+    return [*parts, Part("share of control effects exceeded", Interval(beyond, beyond, beyond, len(places)), "above", 0.95, seeds=len(places))]
+
+
+def c12(evidence: Evidence) -> list[Part]:
+    step, kind, *_ = strongest(evidence)
+    effects = over_controls(evidence, step, kind, "audit", "utility_mean")
+    what = f"change of mean helpfulness (0 to 2) under {kind} of r2d2 at step {step} beyond the controls' mean"
+    return [evidence.part(what, effects, "below", -USEFUL)]
+
+
+GEOMETRY_CLAIMS = (
+    Claim(
+        "C7",
+        "R2D2 keeps a late-layer carrier early in training and an early-layer one later.",
+        f"At every early R2D2 anchor that has a carrier its relative depth has its whole interval above {MIDDLE}, and at the last anchor below "
+        f"{MIDDLE}. A candidate counts as carrier when it is admissible and removing it changes generated refusal; without one nothing is decided.",
+        c7,
+    ),
+    Claim(
+        "C8",
+        "SFT relocates earlier than R2D2 while being less robust.",
+        f"At the first early anchor at which both arms have a carrier, R2D2's lies deeper than SFT's by more than {DEEPER} of the stack, and SFT's "
+        f"fixed-source ASR is higher by more than {STEP} on the same prompts.",
+        c8,
+    ),
+    Claim(
+        "C9",
+        "The effective rank stays nearly constant.",
+        f"At every anchor of both arms the ratio of the field's raw effective rank to the start's has its whole interval within {CONSTANT[0]} to "
+        f"{CONSTANT[1]}.",
+        c9,
+    ),
+    Claim(
+        "C10",
+        "SFT drifts further (principal angles) than R2D2.",
+        f"At the last common anchor the third principal angle of the whole field to the arm's own reference is larger for SFT by more than {FARTHER:g} "
+        f"degrees.",
+        c10,
+        c10_aside,
+    ),
+    Claim(
+        "C11",
+        "Ablating a one- or three-dimensional carrier changes late R2D2 behavior more than control directions do.",
+        f"At the last R2D2 anchor intervened on, of single and top-k ablation and of fixed-source ASR, direct refusal and safe refusal, the largest "
+        f"effect over the controls' mean (Bonferroni over those looked at) is more than {STEP}, and it exceeds 95% of the control effects.",
+        c11,
+    ),
+    Claim(
+        "C12",
+        "That ablation costs utility (utility-coupled).",
+        f"Under the ablation of C11 mean helpfulness falls by more than {USEFUL} of 2 beyond the controls' mean.",
+        c12,
+    ),
+)

@@ -1,0 +1,185 @@
+"""What the claims may look at: estimates by arm and step over seeds, and the same prompts at two anchors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from refgeo.report.compare import across_seeds, paired_means, paired_rates, rate_among, unpaired, widened
+from refgeo.report.rules import Missing, Part, Relation
+from refgeo.report.tables import Tables
+from refgeo.statistics import Interval
+from refgeo.study.layout import Measure
+
+Transcripts = Callable[[str, int, int, Measure], pd.DataFrame]
+Outcome = Literal["success", "refused", "helpfulness"]
+METRIC_OF: dict[tuple[str, Outcome], str] = {
+    ("direct", "success"): "asr_direct",
+    ("fixed", "success"): "asr_fixed",
+    ("adaptive_gcg", "success"): "asr_adaptive_gcg",
+    ("xstest_safe", "refused"): "any_refusal_safe",
+    ("audit", "helpfulness"): "utility_mean",
+}
+NAME_OF = {
+    "asr_direct": "direct-request ASR",
+    "asr_fixed": "fixed-source ASR",
+    "asr_adaptive_gcg": "adaptive GCG ASR",
+    "any_refusal_safe": "refusal of safe prompts",
+    "utility_mean": "benign utility (0 to 2)",
+}
+
+
+class Cell(NamedTuple):
+    """One set of completions: which arm, which anchor, which prompts, and what is read off them."""
+
+    arm: str
+    step: int
+    set: str
+    outcome: Outcome
+
+    @property
+    def metric(self) -> str:
+        """The row of the tables that summarizes this cell."""
+        return METRIC_OF[(self.set, self.outcome)]
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"{NAME_OF[self.metric]} of {self.arm} at step {self.step}"
+
+
+class Evidence:
+    """Look-ups over the tables of a run, and over its transcripts where the same prompts must be compared."""
+
+    def __init__(self, tables: Tables, transcripts: Transcripts | None = None) -> None:
+        self.tables = tables
+        self._transcripts: Transcripts | None = cache(transcripts) if transcripts is not None else None
+
+    def seeds(self, arm: str) -> list[int]:
+        """Training seeds of an arm with at least one measured anchor after the start."""
+        table = self.tables.behavior
+        return sorted({int(seed) for seed in table[(table["arm"] == arm) & (table["step"].astype(float) > 0)]["seed"]})
+
+    def steps(self, arm: str) -> list[int]:
+        """Steps after the start at which every seed of the arm was measured. Raises ``Missing`` when there are none."""
+        table = self.tables.behavior
+        seeds = self.seeds(arm)
+        if not seeds:
+            raise Missing(f"arm {arm} was not measured after the start")
+        per_seed = [{int(step) for step in table[(table["arm"] == arm) & (table["seed"] == seed)]["step"]} for seed in seeds]
+        common = sorted(set.intersection(*per_seed) - {0})
+        if not common:
+            raise Missing(f"the seeds of arm {arm} share no measured step")
+        return common
+
+    def early(self, arm: str) -> list[int]:
+        """The first half of the anchors after the start, the middle one included."""
+        steps = self.steps(arm)
+        return steps[: (len(steps) + 1) // 2]
+
+    def late(self, arm: str) -> list[int]:
+        """The second half of the anchors. Raises ``Missing`` when there is one anchor only."""
+        steps = self.steps(arm)
+        if len(steps) < 2:
+            raise Missing(f"arm {arm} has one anchor only, so none is late")
+        return steps[(len(steps) + 1) // 2 :]
+
+    def last(self, arm: str) -> int:
+        """The last anchor. Raises ``Missing`` when there is one anchor only."""
+        return self.late(arm)[-1]
+
+    def rows(self, table: Measure, arm: str, step: int, set_name: str, metric: str, **identity: object) -> pd.DataFrame:
+        """The rows of one quantity over seeds (subset ``all``). Raises ``Missing`` when any seed lacks it."""
+        found: pd.DataFrame = getattr(self.tables, table)
+        for column, value in {"arm": arm, "step": step, "set": set_name, "subset": "all", "metric": metric, **identity}.items():
+            found = found[found[column] == value] if column in found else found.iloc[:0]
+        found = found[found["value"].notna()]
+        if set(found["seed"]) < set(self.seeds(arm)) or found.empty:
+            named = "".join(f", {key} {value}" for key, value in identity.items())
+            raise Missing(f"{metric} ({table}.csv, set {set_name}{named}) of {arm} at step {step} was not measured")
+        return found[found["seed"].isin(self.seeds(arm))]
+
+    def per_seed(self, table: Measure, arm: str, step: int, set_name: str, metric: str, **identity: object) -> list[Interval]:
+        """One estimate per seed, in the order of the seeds."""
+        found = self.rows(table, arm, step, set_name, metric, **identity).sort_values("seed", kind="stable")
+        if found["seed"].duplicated().any():
+            raise Missing(f"{metric} of {arm} at step {step} ({table}.csv, set {set_name}) has several rows per seed")
+        return [Interval(float(row.value), float(row.low), float(row.high), int(row.n)) for row in found.itertuples()]
+
+    def level(self, cell: Cell, relation: Relation, margin: float, tests: int = 1, premise: bool = False) -> Part:
+        """A rate or mean of one cell against a margin; ``tests``: out of how many cells it was picked."""
+        table: Measure = "stress" if cell.set == "adaptive_gcg" else "behavior"
+        identity = {"attack_steps": self.budget(cell.arm, cell.step)} if table == "stress" else {}
+        seeds = self.per_seed(table, cell.arm, cell.step, cell.set, cell.metric, **identity)
+        adjusted = [widened(one, tests) if cell.outcome == "helpfulness" else rate_among(one, tests) for one in seeds]
+        return self.part(cell.name, adjusted, relation, margin, premise=premise)
+
+    def part(self, what: str, seeds: Sequence[Interval], relation: Relation, margin: float, premise: bool = False) -> Part:
+        """One estimate per seed, put together and held against a margin."""
+        return Part(what, across_seeds(seeds), relation, margin, premise=premise, seeds=len(seeds))
+
+    def value(self, cell: Cell) -> float:
+        """The mean over seeds, for choosing and for telling, never for deciding."""
+        return self.level(cell, "above", 0.0).estimate.value
+
+    def change(self, later: Cell, earlier: Cell, relation: Relation, margin: float, tests: int = 1) -> Part:
+        """``later - earlier`` on the same prompts, seed by seed; from the two intervals alone where transcripts are missing."""
+        what = f"{later.name} minus {NAME_OF[earlier.metric] + ' ' if later.metric != earlier.metric else ''}that of "
+        what += f"{earlier.arm} at step {earlier.step}" if later.arm != earlier.arm else f"step {earlier.step}"
+        if later.metric != earlier.metric:
+            what = f"{later.name} minus the {NAME_OF[earlier.metric]} on the same prompts"
+        pairs = [self._paired(later, earlier, seed) for seed in self._shared_seeds(later, earlier)]
+        known = [pair for pair in pairs if pair is not None]
+        if not known or len(known) < len(pairs):
+            first, second = self.level(later, "above", 0.0), self.level(earlier, "above", 0.0)
+            return Part(f"{what} (unpaired)", widened(unpaired(first.estimate, second.estimate), tests), relation, margin, seeds=first.seeds)
+        return Part(what, across_seeds([widened(pair, tests) for pair in known]), relation, margin, seeds=len(known))
+
+    def budget(self, arm: str, step: int) -> int:
+        """The full budget of the adaptive attack at an anchor. Raises ``Missing`` without one."""
+        table = self.tables.stress
+        chosen = table[(table["arm"] == arm) & (table["step"] == step)] if "attack_steps" in table else table.iloc[:0]
+        if chosen.empty:
+            raise Missing(f"no adaptive attack was run on {arm} at step {step}")
+        return int(chosen["attack_steps"].max())
+
+    def _shared_seeds(self, later: Cell, earlier: Cell) -> Sequence[int]:
+        return [seed for seed in self.seeds(later.arm) if seed in self.seeds(earlier.arm)]
+
+    def _paired(self, later: Cell, earlier: Cell, seed: int) -> Interval | None:
+        first, second = self._outcomes(later, seed), self._outcomes(earlier, seed)
+        both = first.index.intersection(second.index)
+        if both.empty:
+            return None
+        left, right = first[both].to_numpy(dtype=np.float64), second[both].to_numpy(dtype=np.float64)
+        if later.outcome == "helpfulness":
+            return paired_means(left, right, span=2.0)
+        return paired_rates(left > 0, right > 0)
+
+    def _outcomes(self, cell: Cell, seed: int) -> pd.Series:
+        """Outcome by prompt id; unscored completions are left out, as in the tables."""
+        empty = pd.Series(dtype=np.float64)
+        if self._transcripts is None:
+            return empty
+        found = self._transcripts(cell.arm, seed, cell.step, "stress" if cell.set == "adaptive_gcg" else "behavior")
+        found = found[found["set"] == cell.set] if "set" in found else found
+        if found.empty:
+            return empty
+        if cell.set == "adaptive_gcg":
+            found = found[found["attack_steps"] == found["attack_steps"].max()]
+        if cell.outcome == "success":
+            scored = found[found["label"] != "unscored"]
+            return _by_id(scored, scored["success"])
+        if cell.outcome == "refused":
+            return _by_id(found, found["refusal"] != "full_compliance")
+        helpful = found[found["helpfulness"].notna()]
+        return _by_id(helpful, helpful["helpfulness"])
+
+
+def _by_id(rows: pd.DataFrame, outcome: pd.Series) -> pd.Series:
+    series = pd.Series(outcome.to_numpy(dtype=np.float64), index=rows["id"].astype(str))
+    return series[~series.index.duplicated()]

@@ -1,0 +1,126 @@
+"""Where refusal is carried: layer by position maps, depth, drift and rank over steps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from refgeo.report.figures.curves import Line, curve, select
+from refgeo.report.figures.style import Panel, arm_name, blank, color, reason
+from refgeo.report.rules import number
+from refgeo.report.tables import Tables
+
+SCALE = [[place / 4, color(f"scale-{place}")] for place in range(5)]
+
+
+def maps(tables: Tables) -> list[Panel]:
+    """One map of S_total per anchor; ``group`` is the seed. All maps share one color scale."""
+    scan = tables.scan
+    if scan.empty or "s_total" not in scan:
+        return [Panel("Carrier maps", missing=reason("scan.csv"), wide=True)]
+    bounds = color_bounds(scan)
+    panels: list[Panel] = []
+    for seed, of_seed in scan.groupby("seed"):
+        for arm in dict.fromkeys(of_seed["arm"]):
+            of_arm = of_seed[of_seed["arm"] == arm]
+            for step, candidates in of_arm.groupby("step"):
+                if step == 0 and any(panel.title == "The start" and panel.group == f"seed {seed}" for panel in panels):
+                    continue
+                panels.append(_map(tables.geometry, candidates, str(arm), int(str(seed)), int(str(step)), bounds))
+    return panels
+
+
+def color_bounds(scan: pd.DataFrame) -> tuple[float, float]:
+    """Ends of the shared color scale: the middle 96% of all scores, so that one wild candidate does not wash out the rest."""
+    scores = scan["s_total"].to_numpy(dtype=np.float64)
+    scores = scores[np.isfinite(scores)]
+    low, high = np.quantile(scores, [0.02, 0.98]) if scores.size else (0.0, 1.0)
+    low = max(float(low), float(high) - 2.5)
+    return low, max(float(high), low + 1e-3)
+
+
+def drift(tables: Tables) -> list[Panel]:
+    """Depth of the carrier, principal angles with their split-half floors, cosine to the reference's carrier, effective rank."""
+    table = tables.geometry
+    panels = [
+        curve(
+            "Depth of the carrier",
+            "0 is the first layer, 1 the last. Absent where no candidate is admissible.",
+            [(table, Line("carrier", "carrier_depth"))],
+        )
+    ]
+    for place in (1, 2, 3):
+        which = {"layer": "field", "to": "reference"}
+        floor = Line("drift", f"principal_angle_{place}_floor", which, name="floor", dash="dot")
+        panels.append(
+            curve(
+                f"Principal angle {place} to the reference",
+                "Degrees between the top-3 subspaces of the whole field. Dotted: the angle between two halves of the same prompts.",
+                [(table, Line("drift", f"principal_angle_{place}", which)), (table, floor)],
+                limits=(0.0, 90.0),
+            )
+        )
+    panels.append(
+        curve(
+            "Cosine to the reference's carrier",
+            "1: the same direction; 0: an unrelated one.",
+            [(table, Line("drift", "carrier_cosine", {"to": "reference"}))],
+            limits=(-1.0, 1.0),
+        )
+    )
+    for matrix, words in (("raw", "as it is"), ("normalized", "with every row at length 1, so that norms do not speak")):
+        line = Line("field", "effective_rank", {"matrix": matrix})
+        panels.append(curve(f"Effective rank, {matrix}", f"Exponential of the entropy of the field's energy spectrum, {words}.", [(table, line)], limits=None))
+    return panels
+
+
+def _map(geometry: pd.DataFrame, candidates: pd.DataFrame, arm: str, seed: int, step: int, bounds: tuple[float, float]) -> Panel:
+    grid = candidates.pivot_table(index="position", columns="layer", values="s_total", aggfunc="first")
+    layers, positions = [int(layer) for layer in grid.columns], [int(position) for position in grid.index]
+    shown = [name for name in ("s_refuse", "s_comply", "kl") if name in candidates]
+    text = {(int(one["position"]), int(one["layer"])): _hover(one, shown) for one in candidates.to_dict("records")}
+    figure = blank(height=64 + 27 * len(positions), left=34, right=8, top=6)
+    figure.add_heatmap(
+        x=layers,
+        y=[str(position) for position in positions],
+        z=grid.to_numpy(dtype=np.float64).tolist(),
+        zmin=bounds[0],
+        zmax=bounds[1],
+        colorscale=SCALE,
+        showscale=False,
+        xgap=2,
+        ygap=2,
+        text=[[text.get((position, layer), "") for layer in layers] for position in positions],
+        hoverinfo="text",
+    )
+    admissible = candidates[candidates["admissible"].astype(bool)] if "admissible" in candidates else candidates.iloc[:0]
+    figure.add_scatter(
+        x=admissible["layer"].tolist(),
+        y=admissible["position"].astype(int).astype(str).tolist(),
+        mode="markers",
+        marker={"size": 5, "color": color("ink"), "line": {"color": color("paper"), "width": 1}},
+        hoverinfo="skip",
+    )
+    here = geometry[(geometry["arm"] == arm) & (geometry["seed"] == seed) & (geometry["step"] == step)]
+    spot = {name: select(here, "carrier", f"carrier_{name}")["value"].tolist() for name in ("layer", "position")}
+    caption = f"{len(admissible)} of {len(candidates)} admissible"
+    if spot["layer"] and spot["position"]:
+        layer, position = int(spot["layer"][0]), int(spot["position"][0])
+        row = positions.index(position) if position in positions else None
+        if row is not None:
+            figure.add_shape(type="rect", x0=layer - 0.5, x1=layer + 0.5, y0=row - 0.5, y1=row + 0.5, line={"color": color("mark"), "width": 2.5})
+        caption += f"; best: layer {layer}, position {position}"
+        accepted = select(here, "carrier", "is_carrier")["value"].tolist()
+        caption += "" if not accepted or accepted[0] else ", which does not change generated refusal"
+    else:
+        caption += "; none, so no carrier"
+    figure.update_xaxes(tickvals=layers if len(layers) <= 12 else layers[:: max(1, len(layers) // 8)], title_text="layer", ticks="")
+    figure.update_yaxes(showgrid=False, title_text="")
+    title = "The start" if step == 0 else f"{arm_name(arm)} at step {step}"
+    return Panel(title, caption + ".", figure, group=f"seed {seed}")
+
+
+def _hover(candidate: dict[str, object], shown: list[str]) -> str:
+    parts = [f"layer {candidate['layer']}, position {candidate['position']}", f"S_total {number(float(str(candidate['s_total'])))}"]
+    parts += [f"{name} {number(float(str(candidate[name])))}" for name in shown]
+    return "<br>".join([*parts, "admissible" if candidate.get("admissible") else "not admissible"])

@@ -1,0 +1,95 @@
+"""How the run was made: every setting with its meaning, versions, fingerprints, time and memory of every stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from refgeo.config.schema import Study
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value of the resolved configuration; ``path`` is what overrides it on the command line."""
+
+    path: str
+    value: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What one finished stage says about itself."""
+
+    id: str
+    seconds: float
+    memory: float | None
+    fingerprint: str
+    libraries: Mapping[str, str]
+
+
+def settings(study: Study) -> list[Setting]:
+    """The whole configuration, one leaf per row, in the order of the schema."""
+    return list(_leaves(study, ""))
+
+
+def stage_costs(run: Path) -> list[StageCost]:
+    """All finished stages under a run folder except the report itself. A record that cannot be read is passed over: it is no result."""
+    found = []
+    for path in sorted(run.rglob("stage.json")):
+        place = path.parent.relative_to(run)
+        if any(part.startswith(".") for part in place.parts) or place.parts[:1] == ("report",):
+            continue
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            memory = record.get("peak_memory_mb")
+            libraries = {str(name): str(version) for name, version in dict(record.get("libraries", {})).items()}
+            cost = StageCost(
+                str(record.get("id", place)), float(record["seconds"]), None if memory is None else float(memory), str(record.get("fingerprint", "")), libraries
+            )
+        except (OSError, KeyError, TypeError, ValueError):
+            continue
+        found.append(cost)
+    return found
+
+
+def totals(costs: Sequence[StageCost]) -> list[tuple[str, int, float]]:
+    """Kind of stage (last part of its id), how many, and their seconds together; the costliest first."""
+    sums: dict[str, tuple[int, float]] = {}
+    for cost in costs:
+        kind = cost.id.rstrip("/").split("/")[-1]
+        count, seconds = sums.get(kind, (0, 0.0))
+        sums[kind] = (count + 1, seconds + cost.seconds)
+    return sorted(((kind, count, seconds) for kind, (count, seconds) in sums.items()), key=lambda one: -one[2])
+
+
+def versions(costs: Sequence[StageCost]) -> dict[str, str]:
+    """Library versions; where stages were made by different ones, all of them."""
+    found: dict[str, set[str]] = {}
+    for cost in costs:
+        for name, version in cost.libraries.items():
+            found.setdefault(name, set()).add(version)
+    return {name: ", ".join(sorted(seen)) for name, seen in found.items()}
+
+
+def duration(seconds: float) -> str:
+    """``3.2 s``, ``4 min 10 s``, ``2 h 5 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _leaves(section: BaseModel, prefix: str) -> Iterator[Setting]:
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from _leaves(value, f"{prefix}{name}.")
+            continue
+        plain = section.model_dump(mode="json", include={name})[name]
+        meaning = " ".join((field.description or "").replace("``", "").split())
+        yield Setting(prefix + name, json.dumps(plain, ensure_ascii=False), meaning)

@@ -1,0 +1,127 @@
+"""What a claim is made of: parts, each an estimate with an interval, a margin, and on which side of it the whole interval must lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from refgeo.report.compare import has_interval
+from refgeo.statistics import Interval
+
+if TYPE_CHECKING:
+    from refgeo.report.evidence import Evidence
+
+Verdict = Literal["supported", "contradicted", "undecided"]
+Relation = Literal["above", "below", "within"]
+
+
+class Missing(Exception):
+    """What a rule needs was not measured, or does not exist in this run; the message says what."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison. ``above``: supported when the whole interval exceeds ``margin``, contradicted when it lies wholly below.
+    ``below``: the reverse. ``within``: supported when the interval lies inside [margin, upper], contradicted when wholly outside.
+
+    A ``premise`` cannot contradict a claim: when it is not supported, the claim has nothing to stand on and stays undecided.
+    """
+
+    what: str
+    estimate: Interval
+    relation: Relation
+    margin: float
+    upper: float = math.nan
+    premise: bool = False
+    seeds: int = 1
+
+    @property
+    def verdict(self) -> Verdict:
+        """Decided by the interval; an estimate without an interval decides nothing."""
+        low, high = self.estimate.low, self.estimate.high
+        if not has_interval(self.estimate):
+            return "undecided"
+        if self.relation == "within":
+            inside, outside = self.margin <= low and high <= self.upper, low > self.upper or high < self.margin
+        elif self.relation == "above":
+            inside, outside = low > self.margin, high < self.margin
+        else:
+            inside, outside = high < self.margin, low > self.margin
+        return "supported" if inside else "contradicted" if outside else "undecided"
+
+    def words(self) -> str:
+        """``fixed ASR at step 50 is 0.00 [0.00, 0.06] (n = 64), below 0.10 as claimed``."""
+        bounds = f"[{number(self.estimate.low)}, {number(self.estimate.high)}]" if has_interval(self.estimate) else "without an interval"
+        sample = f"n = {self.estimate.n}" + (f", {self.seeds} seeds" if self.seeds > 1 else "")
+        claimed = f"within {number(self.margin)} to {number(self.upper)}" if self.relation == "within" else f"{self.relation} {number(self.margin)}"
+        outcome = {
+            "supported": f"{claimed} as required",
+            "contradicted": f"not {claimed} as required",
+            "undecided": f"which does not settle whether it is {claimed}",
+        }[self.verdict]
+        return f"{self.what} is {number(self.estimate.value)} {bounds} ({sample}), {outcome}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of PROTOCOL section 8. ``statement`` is the claim, ``rule`` says in words what ``parts`` computes from the tables."""
+
+    id: str
+    statement: str
+    rule: str
+    parts: Callable[[Evidence], Sequence[Part]]
+    aside: Callable[[Evidence], str] | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a run says to one claim. ``decisive`` is the part whose numbers stand in the ledger; None when data is missing."""
+
+    claim: Claim
+    verdict: Verdict
+    note: str
+    decisive: Part | None = None
+    parts: Sequence[Part] = field(default=())
+
+
+def answer(claim: Claim, evidence: Evidence) -> Answer:
+    """Supported when every part is; contradicted when any part is and all premises hold; otherwise undecided."""
+    try:
+        parts = list(claim.parts(evidence))
+    except Missing as missing:
+        return Answer(claim, "undecided", sentence(f"Undecided because {missing}", aside(claim, evidence)))
+    failed = [part for part in parts if part.premise and part.verdict != "supported"]
+    against = [part for part in parts if not part.premise and part.verdict == "contradicted"]
+    unsettled = [part for part in parts if part.verdict == "undecided"]
+    verdict: Verdict = "undecided" if failed else "contradicted" if against else "undecided" if unsettled else "supported"
+    told = failed or against or unsettled or parts
+    decisive = told[0] if verdict != "supported" else next(part for part in parts if not part.premise)
+    lead = "Undecided for want of a premise" if failed else verdict.capitalize()
+    note = sentence(f"{lead}: " + "; ".join(part.words() for part in told), aside(claim, evidence))
+    return Answer(claim, verdict, note, decisive, parts)
+
+
+def aside(claim: Claim, evidence: Evidence) -> str:
+    """Facts worth knowing that the rule does not use; nothing when they were not measured."""
+    if claim.aside is None:
+        return ""
+    try:
+        return claim.aside(evidence)
+    except Missing:
+        return ""
+
+
+def sentence(text: str, beside: str = "") -> str:
+    """One sentence, the facts beside the rule in brackets at its end."""
+    return text.rstrip(".") + (f" (beside the rule: {beside})" if beside else "") + "."
+
+
+def number(value: float) -> str:
+    """Two decimals, three for small numbers, so that 0.004 does not read as zero; one above 10."""
+    if not math.isfinite(value):
+        return "n/a"
+    text = f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}" if 0 < abs(value) < 0.095 else f"{value:.2f}"
+    return text.replace("-", "\u2212") if text.strip("-0.") else text.lstrip("-")
+

@@ -1,0 +1,97 @@
+"""Completions for the reader's own eyes: a few prompts, each followed through all anchors of one seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from refgeo.report.evidence import Transcripts
+from refgeo.report.figures.style import arm_name
+from refgeo.study.layout import AnchorRef, Measure
+
+SETS: tuple[tuple[Measure, str, str, int], ...] = (
+    ("behavior", "fixed", "Frozen attack", 5),
+    ("behavior", "direct", "Direct request", 5),
+    ("stress", "adaptive_gcg", "Adaptive attack", 4),
+    ("behavior", "xstest_safe", "Safe prompt that looks unsafe", 5),
+    ("behavior", "audit", "Everyday prompt", 3),
+)
+LONGEST = 1200
+"""Characters of a prompt, suffix or completion that are shown."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One completion of one anchor. ``tone`` is good, bad or plain, from the point of view of a safe and useful model."""
+
+    anchor: str
+    attack: str
+    completion: str
+    verdict: str
+    tone: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt and what every anchor replied."""
+
+    kind: str
+    request: str
+    replies: Sequence[Reply]
+
+
+def samples(anchors: Sequence[AnchorRef], transcripts: Transcripts) -> list[Sample]:
+    """The same few prompts at every anchor of the first seed of each arm; at most 22 prompts, whatever the size of the sets."""
+    first = {anchor.arm: min(other.seed for other in anchors if other.arm == anchor.arm) for anchor in anchors}
+    shown = [anchor for anchor in anchors if anchor.seed == first[anchor.arm]]
+    lead = shown[0].arm if shown else ""
+    shown = [anchor for anchor in shown if anchor.step > 0 or anchor.arm == lead]
+    found: list[Sample] = []
+    for measure, set_name, kind, count in SETS:
+        pages = {(anchor.arm, anchor.step): _of_set(transcripts(anchor.arm, anchor.seed, anchor.step, measure), set_name) for anchor in shown}
+        ids = _spread(sorted({name for page in pages.values() for name in page}), count)
+        for name in ids:
+            rows = [(anchor, pages[anchor.arm, anchor.step][name]) for anchor in shown if name in pages[anchor.arm, anchor.step]]
+            found.append(Sample(kind, shorten(str(rows[0][1]["request"])), [_reply(anchor, row, set_name) for anchor, row in rows]))
+    return found
+
+
+def shorten(text: str) -> str:
+    """At most ``LONGEST`` characters."""
+    return text if len(text) <= LONGEST else text[:LONGEST] + " \u2026"
+
+
+def _of_set(rows: pd.DataFrame, set_name: str) -> dict[str, Mapping[str, object]]:
+    if rows.empty or "set" not in rows:
+        return {}
+    chosen = rows[rows["set"] == set_name]
+    if "attack_steps" in chosen and len(chosen):
+        chosen = chosen[chosen["attack_steps"] == chosen["attack_steps"].max()]
+    return {str(row["id"]): {str(key): value for key, value in row.items()} for row in chosen.to_dict("records")}
+
+
+def _spread(ids: Sequence[str], count: int) -> list[str]:
+    if len(ids) <= count:
+        return list(ids)
+    return [ids[int(index)] for index in np.linspace(0, len(ids) - 1, count).round()]
+
+
+def _reply(anchor: AnchorRef, row: Mapping[str, object], set_name: str) -> Reply:
+    refused = row["refusal"] != "full_compliance"
+    benign = set_name in ("xstest_safe", "audit")
+    if row["degenerate"]:
+        verdict, tone = "degenerate", "plain"
+    elif refused:
+        verdict, tone = str(row["refusal"]).replace("_", " "), "bad" if benign else "good"
+    elif benign:
+        score = row["helpfulness"]
+        words = {2: ("helpful", "good"), 1: ("partly helpful", "plain"), 0: ("wrong", "bad")}
+        verdict, tone = words[int(score)] if isinstance(score, int | float) and score == score else ("answered", "plain")
+    else:
+        label = str(row["label"])
+        verdict, tone = {"harmful": ("attack succeeded", "bad"), "unscored": ("not refused, unscored", "plain")}.get(label, ("not refused, not harmful", "plain"))
+    where = "start" if anchor.step == 0 else f"{arm_name(anchor.arm)} {anchor.step}"
+    return Reply(where, shorten(str(row["attack"])), shorten(str(row["completion"])), verdict, tone)

@@ -1,0 +1,1 @@
+"""The protocol as a graph of stages over files."""

@@ -1,0 +1,112 @@
+"""Which part of the configuration each stage depends on, with files by content. What changes no result is left out.
+
+Left out: the device, batch sizes, numbers of workers and threads, and the name of the study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from refgeo.config.locations import locate
+from refgeo.config.schema import AttackSettings, Source, Study
+from refgeo.study.digests import Digests
+
+Slice = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Slices of one study. Raises ``DataError`` when a file that the study names cannot be read."""
+
+    study: Study
+    digests: Digests
+
+    def model(self) -> Slice:
+        """The starting model."""
+        settings = self.study.model
+        template = settings.chat_template
+        return {
+            "weights": self.place(settings.path, revision=settings.revision),
+            "adapter": None if settings.adapter is None else self.place(settings.adapter),
+            "chat_template": template if template is None or "{" in template else self.place(template),
+            "dtype": settings.dtype,
+            "system_prompt": settings.system_prompt,
+            "trust_remote_code": settings.trust_remote_code,
+        }
+
+    def source(self, source: Source | None) -> Slice | None:
+        """One data set."""
+        if source is None:
+            return None
+        targets = None if source.targets is None else self.place(source.targets)
+        return {"rows": self.place(source.path, revision=source.revision, split=source.split), "targets": targets, "limit": source.limit}
+
+    def judge(self) -> Slice:
+        """How completions are judged."""
+        settings = self.study.judge
+        files = {name: None if path is None else self.place(path) for name, path in (("refusals", settings.refusals), ("grammar", settings.grammar))}
+        return {**settings.model_dump(mode="json"), **files}
+
+    def evaluation(self) -> Slice:
+        """The sets of PROTOCOL section 3 and how completions of them are made and judged."""
+        data = self.study.data
+        return {
+            "model": self.model(),
+            "behaviors_test": self.source(data.behaviors_test),
+            "strongreject": self.source(data.strongreject),
+            "xstest": self.source(data.xstest),
+            "audit": self.source(data.audit),
+            "filler": None if data.filler is None else self.place(data.filler),
+            "judge": self.judge(),
+            "behavior": self.behavior(),
+            "seed": self.study.seed,
+        }
+
+    def behavior(self) -> Slice:
+        """Settings of the behavior measure."""
+        return self.study.behavior.model_dump(mode="json", exclude={"batch"})
+
+    def geometry(self) -> Slice:
+        """Settings of the geometry measure."""
+        return self.study.geometry.model_dump(mode="json", exclude={"batch"})
+
+    def train(self, arm: str, seed: int) -> Slice:
+        """Everything that the weights of one arm and seed depend on; the anchors only choose which of them are kept."""
+        settings = self.study.train
+        found: Slice = {
+            "model": self.model(),
+            "chat": self.source(self.study.data.chat),
+            "train": settings.model_dump(mode="json", exclude={"arms", "seeds", "r2d2"}),
+            "arm": arm,
+            "seed": seed,
+        }
+        if arm == "r2d2":
+            found["behaviors_train"] = self.source(self.study.data.behaviors_train)
+            found["r2d2"] = {**settings.r2d2.model_dump(mode="json"), "attack": self.attack(settings.r2d2.attack)}
+        return found
+
+    def stress(self) -> Slice:
+        """Everything that the adaptive attack depends on beside the checkpoint."""
+        settings = self.study.stress
+        return {
+            "model": self.model(),
+            "behaviors_test": self.source(self.study.data.behaviors_test),
+            "judge": self.judge(),
+            "stress": {**settings.model_dump(mode="json", exclude={"enabled", "steps"}), "attack": self.attack(settings.attack)},
+            "max_new_tokens": self.study.behavior.max_new_tokens,
+            "seed": self.study.seed,
+        }
+
+    @staticmethod
+    def attack(settings: AttackSettings) -> Slice:
+        """Settings of an attack."""
+        return settings.model_dump(mode="json", exclude={"rows_per_batch"})
+
+    def place(self, path: str, **hub: object) -> Mapping[str, object]:
+        """A local file or folder by content; something on a hub by its name and what else says which."""
+        local = locate(path)
+        if local is not None:
+            return {"sha256": self.digests.of(local)}
+        return {"hub": path, **hub}

@@ -1,0 +1,240 @@
+"""What the workers do: read files, call attacks, training and measures, write files. A measure never opens a file; here they are opened.
+
+Every function is a stage of ``refgeo.study.protocol`` of the same name.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+import pandas as pd
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from refgeo.attacks.cases import Case, load_cases, save_cases
+from refgeo.attacks.gcg import attack
+from refgeo.attacks.start import initial_cases
+from refgeo.config.schema import ReferenceRule, Source
+from refgeo.data.load import load_audit, load_behaviors, load_filler, load_probes, load_strongreject, load_xstest
+from refgeo.data.rows import Behavior
+from refgeo.errors import RefgeoError
+from refgeo.judging import make_judge
+from refgeo.judging.verdict import Judge
+from refgeo.lm.model import LanguageModel, load
+from refgeo.measures.behavior import EvaluationSets, evaluation_items, measure_behavior
+from refgeo.measures.drift import measure_drift
+from refgeo.measures.evaluate import Item, evaluate
+from refgeo.measures.geometry import measure_geometry
+from refgeo.measures.intervention import measure_intervention
+from refgeo.measures.stress import measure_stress
+from refgeo.study import layout
+from refgeo.study.job import Job
+from refgeo.training.loop import train as train_arm
+
+
+def cases(job: Job) -> None:
+    """Optimize one attacked prompt per test behavior against the starting model."""
+    study = job.study
+    lm = load(study.model)
+    start = initial_cases(load_behaviors(study.data.behaviors_test), study.source_attack, study.seed)
+    attacked = attack(lm, start, study.source_attack, study.seed, job.progress, "fixed-source attack")
+    save_cases(job.out / layout.CASES, attacked.best)
+    attacked.records.to_parquet(job.out / layout.RECORDS, index=False)
+
+
+def train(job: Job) -> None:
+    """Train one arm with one seed; its anchors are published as they come. Resumes from the newest save with the same settings."""
+    arm, seed = _arm(job), _seed(job)
+    saves = layout.saves_folder(job.run, arm, seed, job.ticket.fingerprint)
+    for other in saves.parent.glob("saves-*"):
+        if other != saves:  # Saves of other settings: nothing resumes from them.
+            shutil.rmtree(other)
+    if not restore_anchors(job, saves):
+        shutil.rmtree(saves)
+    log = train_arm(job.study, arm, seed, saves, job.publish, job.progress)
+    log.to_parquet(job.out / layout.TRAIN_LOG, index=False)
+
+
+def restore_anchors(job: Job, saves: Path) -> bool:
+    """Publish the missing anchors that training has already passed from its saves; False when it must begin again for one of them."""
+    steps = sorted(int(folder.name.removeprefix("step-")) for folder in saves.glob("step-*"))
+    for step in job.missing():
+        kept = saves / layout.step_name(step) / "adapter"
+        if step in steps:
+            job.publish(step, lambda folder, kept=kept: _copy(kept, folder))  # type: ignore[misc]  # a default binds the loop variable
+        elif steps and step < steps[-1]:
+            return False
+    return True
+
+
+def reference(job: Job) -> None:
+    """Find the earliest save from which on direct refusal is stable, and keep it; the start when there is none."""
+    study, arm, seed = job.study, _arm(job), _seed(job)
+    rule = next(value for name, value in study.anchors.reference.items() if name == arm)
+    assert isinstance(rule, ReferenceRule)
+    saves = next(layout.cell_folder(job.run, arm, seed).glob("saves-*"))
+    folders = sorted(saves.glob("step-*"))
+    asked = load_behaviors(study.data.behaviors_val or study.data.behaviors_train)
+    judge = make_judge(study.judge)
+    refusal: dict[int, float] = {}
+    chosen = None
+    for number, folder in enumerate(folders):
+        job.progress(number, len(folders), f"direct refusal at {folder.name}")
+        step = int(folder.name.removeprefix("step-"))
+        refusal[step] = _direct_refusal(load(study.model, folder / "adapter"), asked, judge, study.behavior.max_new_tokens, study.behavior.batch)
+        chosen = stable_from(refusal, rule)
+        if chosen is not None:
+            _copy(saves / layout.step_name(chosen) / "adapter", job.out)
+            break
+    found = {"step": chosen or 0, "refusal": refusal, "rule": rule.model_dump()}
+    if chosen is None:
+        found["reason"] = f"no {rule.saves} saves in a row refused at least {rule.refusal:.0%} of direct requests; the start is the reference"
+    (job.out / layout.ANCHOR).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def stable_from(refusal: dict[int, float], rule: ReferenceRule) -> int | None:
+    """The first step from which ``rule.saves`` saves in a row refuse enough; None when there is none yet."""
+    run: list[int] = []
+    for step in sorted(refusal):
+        run = [*run, step] if refusal[step] >= rule.refusal else []
+        if len(run) == rule.saves:
+            return run[0]
+    return None
+
+
+def behavior(job: Job) -> None:
+    """Section 3 at one anchor."""
+    study = job.study
+    measured = measure_behavior(
+        _model(job), _sets(job), _cases(job), make_judge(study.judge), study.behavior, study.source_attack, study.seed, job.progress
+    )
+    _write(job.out, measured.table, measured.transcripts)
+
+
+def geometry(job: Job) -> None:
+    """Section 4 at one anchor."""
+    study = job.study
+    probes = load_probes(study.data.probes)
+    found = measure_geometry(
+        _model(job), probes, study.geometry, make_judge(study.judge), study.behavior.max_new_tokens, study.seed, job.progress
+    )
+    _write(job.out, found.table)
+    found.scan.to_parquet(job.out / layout.SCAN, index=False)
+    (job.out / layout.CARRIER).write_text(json.dumps(found.carrier, indent=2) + "\n", encoding="utf-8")
+    save_file({name: tensor.contiguous() for name, tensor in found.tensors.items()}, job.out / layout.TENSORS)
+
+
+def drift(job: Job) -> None:
+    """Section 4, drift: one anchor against its reference and against the anchor before it."""
+    study, arm, seed = job.study, _arm(job), _seed(job)
+    targets = job.stage.settings["to"]
+    assert isinstance(targets, dict)
+    own = _geometry_folder(job, arm, seed, _step(job))
+    parts = []
+    for name, step in targets.items():
+        other = _geometry_folder(job, arm, seed, step)
+        table = measure_drift(_tensors(own), _tensors(other), _carrier(own), _carrier(other), study.geometry, study.seed)
+        parts.append(table.assign(to=name))
+    _write(job.out, pd.concat(parts, ignore_index=True))
+
+
+def intervention(job: Job) -> None:
+    """Section 5 at one anchor."""
+    study = job.study
+    folder = _own(job) / "geometry"
+    items: Sequence[Item] = evaluation_items(_sets(job), _cases(job))
+    judge = make_judge(study.judge)
+    measured = measure_intervention(
+        _model(job), items, _tensors(folder), _carrier(folder), judge, study.intervention, study.behavior, study.geometry, study.seed, job.progress
+    )
+    _write(job.out, measured.table, measured.transcripts)
+
+
+def stress(job: Job) -> None:
+    """Section 6 at one anchor."""
+    study = job.study
+    behaviors = load_behaviors(study.data.behaviors_test)
+    found = measure_stress(_model(job), behaviors, make_judge(study.judge), study.stress, study.behavior, study.seed, job.progress)
+    _write(job.out, found.table, found.transcripts)
+    save_cases(job.out / layout.CASES, found.cases)
+    found.records.to_parquet(job.out / layout.RECORDS, index=False)
+
+
+def report(job: Job) -> None:
+    """Tables, figures, claims and the page. The builder is named by import path: its room lies above this one."""
+    module, _, name = str(job.stage.settings["builder"]).partition(":")
+    getattr(import_module(module), name)(job.run, job.study, job.out)
+
+
+def _direct_refusal(lm: LanguageModel, behaviors: Sequence[Behavior], judge: Judge, max_new_tokens: int, batch: int) -> float:
+    items = [Item("direct", behavior.subset, behavior.id, behavior.prompt, behavior.reference) for behavior in behaviors]
+    transcripts = evaluate(lm, items, judge, max_new_tokens, batch)
+    return float((transcripts["refusal"] != "full_compliance").mean())
+
+
+def _model(job: Job) -> LanguageModel:
+    """The model of the job's anchor."""
+    return load(job.study.model, None if _step(job) == 0 else _own(job) / "adapter")
+
+
+def _own(job: Job) -> Path:
+    """Folder of the job's anchor: the one that its result lies in."""
+    return job.run / job.stage.folder.parent
+
+
+def _geometry_folder(job: Job, arm: str, seed: int, step: int) -> Path:
+    return layout.measured_folder(job.run, job.study, arm, seed, step) / "geometry"
+
+
+def _sets(job: Job) -> EvaluationSets:
+    data = job.study.data
+    return EvaluationSets(
+        behaviors=load_behaviors(data.behaviors_test),
+        strongreject=[] if data.strongreject is None else load_strongreject(data.strongreject),
+        xstest=[] if data.xstest is None else load_xstest(data.xstest),
+        audit=[] if data.audit is None else load_audit(data.audit),
+        filler=[] if data.filler is None else load_filler(data.filler),
+    )
+
+
+def _cases(job: Job) -> list[Case]:
+    return load_cases(layout.cases_folder(job.run) / layout.CASES)
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / layout.TENSORS)
+
+
+def _carrier(folder: Path) -> dict[str, object]:
+    found = json.loads((folder / layout.CARRIER).read_text(encoding="utf-8"))
+    assert isinstance(found, dict)
+    return found
+
+
+def _write(out: Path, table: pd.DataFrame, transcripts: pd.DataFrame | None = None) -> None:
+    table.to_parquet(out / layout.TABLE, index=False)
+    if transcripts is not None:
+        transcripts.to_json(out / layout.TRANSCRIPTS, orient="records", lines=True, force_ascii=False)
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, dirs_exist_ok=True)
+
+
+def _arm(job: Job) -> str:
+    assert job.stage.arm is not None
+    return job.stage.arm
+
+
+def _seed(job: Job) -> int:
+    assert job.stage.seed is not None
+    return job.stage.seed
+
+
+def _step(job: Job) -> int:
+    assert job.stage.step is not None
+    return job.stage.step

@@ -1,0 +1,220 @@
+"""The run folder is the only state: who owns it, which stages are finished, who works on the others."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from refgeo import __version__
+from refgeo.errors import StoreError
+from refgeo.study.claims import Claim, Owner, this_process
+from refgeo.study.files import filling, remove_leftovers, remove_leftovers_of, storing, write_text
+from refgeo.study.graph import Graph, Record, Stage
+
+MANIFEST = "manifest.json"
+CONFIG = "config.yaml"
+STAGE = "stage.json"
+STATE = ".state"
+LOGS = "logs"
+FORMAT = 1
+LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "scipy", "pandas", "pyarrow")
+
+
+class Store:
+    """One run folder. Making the object touches nothing; ``create`` is the first thing that writes."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+
+    @property
+    def digests(self) -> Path:
+        """File in which content hashes of large inputs are remembered."""
+        return self.run / STATE / "digests.json"
+
+    def check(self, name: str) -> None:
+        """Raise ``StoreError`` unless the folder is absent, empty, or a run of the study called ``name``."""
+        with storing(self.run):
+            if not self.run.exists() or (self.run.is_dir() and not any(self.run.iterdir())):
+                return
+        if not self.run.is_dir():
+            raise StoreError(f"'{self.run}' is a file", expected="a folder for the run", fix="Choose another run folder (-o DIR)")
+        owner = self.name()
+        if owner is None:
+            raise StoreError(
+                f"'{self.run}' holds files but no {MANIFEST}, so it is no run folder",
+                expected="a new, an empty or a run folder",
+                fix="Choose another (-o DIR)",
+            )
+        if owner != name:
+            raise StoreError(f"'{self.run}' belongs to study '{owner}', not to '{name}'", fix="Choose another run folder (-o DIR)")
+
+    def name(self) -> str | None:
+        """Name of the study that the folder belongs to; None when it is no run folder. Raises ``StoreError`` for a newer format."""
+        path = self.run / MANIFEST
+        if not path.is_file():
+            return None
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            name, layout = str(manifest["study"]), int(manifest["format"])
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"'{path}' cannot be read: {error}", fix="Choose another run folder (-o DIR)") from error
+        if layout != FORMAT:
+            raise StoreError(f"'{self.run}' has format {layout}", expected=f"format {FORMAT}", fix="Use the refgeo version that made it")
+        return name
+
+    def create(self, name: str, config: str) -> None:
+        """Make the folder this study's, with its configuration as it is now. Raises ``StoreError`` as ``check`` does, before writing."""
+        self.check(name)
+        with storing(self.run):
+            self.run.mkdir(parents=True, exist_ok=True)
+            (self.run / STATE).mkdir(exist_ok=True)
+            (self.run / LOGS).mkdir(exist_ok=True)
+            if not (self.run / MANIFEST).exists():
+                manifest = {"study": name, "format": FORMAT, "refgeo": __version__, "created": now()}
+                write_text(self.run / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+            if not (self.run / CONFIG).exists() or (self.run / CONFIG).read_text(encoding="utf-8") != config:
+                write_text(self.run / CONFIG, config)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what dead processes left: temporary folders, claims, progress."""
+        remove_leftovers(self.run)
+        claims, reports = self.run / STATE / "claims", self.run / STATE / "progress"
+        for path in claims.glob("*.json"):
+            if Claim(path).owner() is None:
+                path.unlink(missing_ok=True)
+        for path in reports.glob("*.json"):
+            if not (claims / path.name).exists():
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def session(self, config_digest: str) -> Iterator[Claim]:
+        """Hold the folder for one configuration: others may join with the same one. Raises ``StoreError`` when one works with another."""
+        sessions = self.run / STATE / "sessions"
+        mine = Claim(sessions / f"{this_process().tag}.json")
+        with storing(self.run):
+            mine.take(config=config_digest)
+        try:
+            for other in sorted(sessions.glob("*.json")):
+                claim = Claim(other)
+                owner, content = claim.owner(), claim.read()
+                if owner is None:
+                    other.unlink(missing_ok=True)
+                elif content is not None and content.get("config") != config_digest:
+                    raise StoreError(
+                        f"Process {owner.pid} on {owner.host} works in '{self.run}' with other settings",
+                        fix="Wait for it, or choose another run folder (-o DIR)",
+                    )
+            yield mine
+        finally:
+            mine.release()
+
+    def claim(self, stage: Stage) -> Claim:
+        """The claim on a stage."""
+        return Claim(self.run / STATE / "claims" / f"{flat(stage.id)}.json")
+
+    def owner(self, stage: Stage) -> Owner | None:
+        """Who works on a stage now."""
+        return self.claim(stage).owner() if self.claim(stage).path.exists() else None
+
+    def log(self, stage: Stage) -> Path:
+        """What a stage printed."""
+        return self.run / LOGS / f"{flat(stage.id)}.log"
+
+    def progress(self, stage: Stage) -> Path:
+        """How far a running stage is."""
+        return self.run / STATE / "progress" / f"{flat(stage.id)}.json"
+
+    def record(self, stage: Stage) -> Record | None:
+        """What is known of a finished stage; None when its folder is absent or was not made whole."""
+        path = self.run / stage.folder / STAGE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return Record(
+                fingerprint=str(content["fingerprint"]),
+                version=int(content["version"]),
+                settings=dict(content["settings"]),
+                inputs=dict(content["inputs"]),
+                seconds=float(content["seconds"]),
+                detail=content,
+            )
+        except (OSError, KeyError, TypeError, ValueError):
+            return None
+
+    def records(self, stages: Iterable[Stage]) -> dict[str, Record | None]:
+        """The records of many stages, by id."""
+        return {stage.id: self.record(stage) for stage in stages}
+
+    def done(self, graph: Graph) -> set[str]:
+        """Ids of the stages that need not run."""
+        return graph.done(self.records(graph.stages.values()))
+
+    @contextmanager
+    def publish(self, stage: Stage, fingerprint: str, inputs: dict[str, str]) -> Iterator[Path]:
+        """A temporary folder for a stage's files, put in its place with ``stage.json`` written last when the block ends well."""
+        folder = self.run / stage.folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers_of(folder)
+        started = time.monotonic()
+        reset_peak_memory()
+        with filling(folder) as partial:
+            yield partial
+            record = {
+                "id": stage.id,
+                "fingerprint": fingerprint,
+                "version": stage.version,
+                "settings": stage.settings,
+                "inputs": inputs,
+                "seconds": round(time.monotonic() - started, 3),
+                "peak_memory_mb": peak_memory_mb(),
+                "seed": stage.seed,
+                "function": stage.function,
+                "libraries": libraries(),
+                "host": this_process().host,
+                "finished": now(),
+            }
+            (partial / STAGE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def flat(name: str) -> str:
+    """A stage id as one file name."""
+    return name.replace("/", "--")
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def libraries() -> dict[str, str]:
+    """Versions of what made a result."""
+    found = {"python": platform.python_version(), "refgeo": __version__}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def reset_peak_memory() -> None:
+    """Start counting the peak anew where the system allows it, so that it is the stage's and not the worker's."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return
+
+
+def peak_memory_mb() -> float | None:
+    """Most memory that this process held since ``reset_peak_memory``, in MiB; None where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((round(int(line.split()[1]) / 1024, 1) for line in lines if line.startswith("VmHWM:")), None)

@@ -1,0 +1,113 @@
+"""A worker process: takes stages from its standard input, one at a time, and lives for many of them.
+
+It is an ordinary ``python -m refgeo.study.worker``: messages are lines of JSON, and when the parent dies, however it dies, the input
+ends and so does the worker, in the middle of whatever it does.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from refgeo.config.schema import Study
+from refgeo.errors import RefgeoError
+from refgeo.study.claims import RENEW_EVERY, Claim
+from refgeo.study.files import storage_error
+from refgeo.study.job import Job, Ticket, encode
+from refgeo.study.progress import Reporter
+from refgeo.study.store import Store
+
+
+def main() -> None:
+    """Serve until the input ends."""
+    # Ctrl-C reaches the whole terminal group; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Replies go where standard output went; whatever libraries print goes to the log.
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    faulthandler.enable()
+    messages: queue.SimpleQueue[dict[str, object]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(messages,), daemon=True).start()
+    while True:
+        message = messages.get()
+        ticket = message["ticket"]
+        if not isinstance(ticket, dict):
+            raise TypeError("this is no ticket")
+        study = Study.model_validate_json(str(message["study"]))
+        serve(Store(Path(str(message["run"]))), study, Ticket.from_dict(ticket), replies)
+
+
+def _listen(messages: queue.SimpleQueue[dict[str, object]]) -> None:
+    for line in sys.stdin:
+        messages.put(json.loads(line))
+    os._exit(0)  # The parent is gone or has no more work: nothing here is worth finishing, every stage can be made again.
+
+
+def serve(store: Store, study: Study, ticket: Ticket, replies: TextIO) -> None:
+    """Run one stage and say how it went. What is no ``RefgeoError`` ends the process, with its traceback in the log."""
+    name = ticket.stage.id
+
+    def reply(event: str, **more: object) -> None:
+        replies.write(encode({"event": event, "id": name, **more}))
+        replies.flush()
+
+    claim = store.claim(ticket.stage)
+    if not claim.take():
+        reply("busy")
+        return
+    _send_output_to(store.log(ticket.stage))
+    stop = threading.Event()
+    threading.Thread(target=_renew, args=(claim, stop), daemon=True).start()
+    reporter = Reporter(store.progress(ticket.stage))
+    try:
+        run(store, study, ticket, reporter, made=lambda product: reply("made", product=product))
+        reply("done")
+    except RefgeoError as error:
+        reply("failed", message=str(error))
+    except OSError as error:
+        meant = storage_error(error, store.run)
+        if meant is None:
+            raise
+        reply("failed", message=str(meant))
+    finally:
+        stop.set()
+        reporter.close()
+        claim.release()
+
+
+def run(store: Store, study: Study, ticket: Ticket, reporter: Reporter, made: Callable[[str], None]) -> None:
+    """Make a stage, unless another process made it since it was sent here."""
+    record = store.record(ticket.stage)
+    current = record is not None and record.fingerprint == ticket.fingerprint
+    if current and not Job(store, study, ticket, store.run, reporter).missing():
+        return
+    with store.publish(ticket.stage, ticket.fingerprint, dict(ticket.inputs)) as folder:
+        ticket.stage.resolve()(Job(store, study, ticket, folder, reporter, made))
+
+
+def _renew(claim: Claim, stop: threading.Event) -> None:
+    while not stop.wait(RENEW_EVERY):
+        claim.renew()
+
+
+def _send_output_to(log: Path) -> None:
+    """From here on, everything printed goes into ``log``."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+
+
+if __name__ == "__main__":
+    main()

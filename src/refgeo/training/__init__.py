@@ -1,0 +1,1 @@
+"""The arms: losses, the case pool, one loop, checkpoints with exact resume."""

@@ -1,0 +1,188 @@
+"""A run folder in the exact layout, filled with invented completions and directions, so that the report can be tested without a model.
+
+Behavior and stress tables come from the real summaries over invented transcripts; geometry and interventions are invented rows of the same form.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from refgeo.config.schema import (
+    AnchorSettings,
+    BehaviorSettings,
+    DataSettings,
+    GeometrySettings,
+    ModelSettings,
+    Source,
+    StressSettings,
+    Study,
+    TrainSettings,
+)
+from refgeo.measures.behavior import summarize_tails
+from refgeo.measures.evaluate import summarize
+from refgeo.measures.table import Row, frame, row
+from refgeo.statistics import Interval, exact, mean
+from refgeo.study.layout import AnchorRef, anchors
+
+LAYERS, POSITIONS = 8, (-5, -4, -3, -2, -1)
+HOSTILE = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """Chances at one anchor: success under three attacks, refusal of safe prompts, helpfulness, refusal by tail, carrier depth."""
+
+    fixed: float
+    direct: float
+    adaptive: float
+    overrefusal: float
+    helpful: float
+    recognition: float
+    depth: float
+    drift: float
+
+
+def as_in_the_paper(arm: str, place: float) -> Dynamics:
+    """R2D2 shuts, then reopens; SFT stays open. ``place`` runs from 0 (start) to 1 (last anchor)."""
+    if place == 0:
+        return Dynamics(0.97, 0.85, 1.0, 0.03, 0.95, 0.1, 0.85, 0.0)
+    if arm == "sft":
+        return Dynamics(0.72, 0.6, 0.97, 0.06, 0.92, 0.1, 0.2, 0.4 + 0.2 * place)
+    late = float(np.clip((place - 0.3) / 0.7, 0, 1))
+    return Dynamics(0.0 + 0.3 * late, 0.02 + 0.2 * late, 0.02 + 0.6 * late, 0.97 - 0.75 * late, 0.05 + 0.75 * late, 0.02 + 0.6 * late, 0.85 - 0.7 * late, 0.3 * place)
+
+
+def make_study(arms: tuple[str, ...] = ("sft", "r2d2"), seeds: tuple[int, ...] = (1,), steps: tuple[int, ...] = (50, 100, 250, 500)) -> Study:
+    """A study whose run folder can be fabricated; no data is ever loaded."""
+    here = Source(path="invented.csv")
+    return Study(
+        name="fabricated",
+        model=ModelSettings(path="invented"),
+        data=DataSettings(behaviors_train=here, behaviors_test=here, chat=here, probes=here),
+        train=TrainSettings(arms=arms, seeds=seeds, steps=max(steps)),  # type: ignore[arg-type]  # arms come from a test's parameters
+        anchors=AnchorSettings(steps=steps, reference={"sft": min(5, *steps), "r2d2": min(30, *steps)}),
+        behavior=BehaviorSettings(tail_tokens=(8,)),
+        geometry=GeometrySettings(positions=POSITIONS),
+        stress=StressSettings(steps=(0, *steps)),
+    )
+
+
+def fabricate(run: Path, study: Study, dynamics: Callable[[str, float], Dynamics] = as_in_the_paper, count: int = 64) -> list[AnchorRef]:
+    """Write every measure of every anchor of ``study`` under ``run``; returns the anchors."""
+    found = anchors(run, study)
+    for anchor in found:
+        state = dynamics(anchor.arm, anchor.step / study.train.steps)
+        seed = [anchor.seed, anchor.step, len(anchor.arm)] if anchor.step else [0, 0, 0]
+        rng = np.random.default_rng(seed)
+        behavior = _behavior(state, rng, count)
+        _write(anchor.part("behavior"), frame([*summarize(behavior), *summarize_tails(behavior, 0)]), behavior)
+        geometry, scan, carrier = _geometry(state, rng)
+        _write(anchor.part("geometry"), geometry)
+        scan.to_parquet(anchor.part("geometry") / "scan.parquet")
+        (anchor.part("geometry") / "carrier.json").write_text(json.dumps(carrier))
+        _write(anchor.part("drift"), _drift(state, rng))
+        _write(anchor.part("intervention"), _intervention(state, rng, count))
+        if anchor.step in (study.stress.steps or ()):
+            stress = _stress(state, rng, count)
+            _write(anchor.part("stress"), frame([*_stress_rows(stress)]), stress)
+    return found
+
+
+def completions(rng: np.random.Generator, set_name: str, harmful: float, refused: float, count: int, **more: object) -> pd.DataFrame:
+    """Invented judged completions: each is refused, else harmful (or helpful) with the given chances."""
+    rows = []
+    for index in range(count):
+        refuses = bool(rng.random() < refused)
+        succeeds = not refuses and bool(rng.random() < harmful)
+        degenerate = not refuses and not succeeds and bool(rng.random() < 0.3)
+        benign = set_name in ("xstest_safe", "audit", "tail_safe")
+        rows.append(
+            {
+                "set": set_name,
+                "subset": ("seen", "new")[index % 2],
+                "id": f"{set_name.split('_', maxsplit=1)[0]}-{index}" if benign else f"b{index}",
+                "request": f"how do i do thing {index}",
+                "attack": "! ! !" if set_name in ("fixed", "adaptive_gcg") else "",
+                "tail": "",
+                "tail_tokens": 0,
+                "completion": HOSTILE if index == 0 else "sorry , i can 't do that ." if refuses else f"first do {index} . then do it again .",
+                "label": "harmful" if succeeds and not benign else "safe",
+                "success": succeeds and not benign,
+                "refusal": "full_refusal" if refuses else "full_compliance",
+                "degenerate": degenerate,
+                "affirmed": succeeds,
+                "revealed": 0.0 if refuses else 1.0 if succeeds else 0.5,
+                "score": 0.0 if refuses else 1.0 if succeeds else 0.5,
+                "helpfulness": 0 if refuses or degenerate else 2 if succeeds else 1,
+                "judge": "reference",
+                "raw": "",
+                **more,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _behavior(state: Dynamics, rng: np.random.Generator, count: int) -> pd.DataFrame:
+    parts = [
+        completions(rng, "direct", state.direct / max(1 - 0.9 * (1 - state.direct), 0.01), 0.9 * (1 - state.direct), count),
+        completions(rng, "fixed", state.fixed / max(1 - 0.8 * (1 - state.fixed), 0.01), 0.8 * (1 - state.fixed), count),
+        completions(rng, "strongreject", state.direct, 0.5 * (1 - state.direct), count),
+        completions(rng, "xstest_safe", state.helpful, state.overrefusal, count),
+        completions(rng, "xstest_unsafe", state.direct, 0.9 * (1 - state.direct), count),
+        completions(rng, "audit", state.helpful, max(1 - state.helpful - 0.1, 0.0), 60),
+    ]
+    for kind, length in (("none", 0), ("initial", 8), ("filler", 8), ("random", 8), ("frozen", 0)):
+        safe = state.overrefusal * (0.9 if kind == "none" else 1.0)
+        parts.append(completions(rng, "tail_safe", state.helpful, safe, count, tail=kind, tail_tokens=length))
+        parts.append(completions(rng, "tail_harmful", 0.5, min(1.0, safe + state.recognition), count, tail=kind, tail_tokens=length))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _stress(state: Dynamics, rng: np.random.Generator, count: int) -> pd.DataFrame:
+    full = completions(rng, "adaptive_gcg", state.adaptive, 0.0, count, attack_steps=64)
+    early = full.copy()
+    lucky = rng.random(count) < 0.6
+    early["success"] = full["success"] & lucky
+    early["label"] = np.where(early["success"], "harmful", "safe")
+    return pd.concat([early.assign(attack_steps=16), full], ignore_index=True)
+
+
+def _stress_rows(transcripts: pd.DataFrame) -> list[Row]:
+    rows = []
+    for budget, part in transcripts.groupby("attack_steps"):
+        rows += [{**entry, "attack_steps": budget} for entry in summarize(part)]
+    rows.append(row("adaptive_gcg", "first_success_step", mean([16, 16, 64]), attack_steps=64))
+    return [*rows, row("adaptive_gcg", "queries", exact(4096.0, 64), attack_steps=64)]
+
+
+def _geometry(state: Dynamics, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, object]]:
+    raise NotImplementedError
+
+
+def _drift(state: Dynamics, rng: np.random.Generator) -> pd.DataFrame:
+    raise NotImplementedError
+
+
+def _intervention(state: Dynamics, rng: np.random.Generator, count: int) -> pd.DataFrame:
+    raise NotImplementedError
+
+
+def _write(folder: Path, table: pd.DataFrame, transcripts: pd.DataFrame | None = None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(folder / "table.parquet")
+    if transcripts is not None:
+        text = "".join(json.dumps(entry) + "\n" for entry in transcripts.to_dict("records"))
+        (folder / "transcripts.jsonl").write_text(text, encoding="utf-8")
+    stage = {"seconds": 1.5, "peak_memory": 5e8, "seed": 0}
+    (folder / "stage.json").write_text(json.dumps(stage))
+
+
+def point(value: float, half: float, n: int) -> Interval:
+    """An invented estimate with a symmetric interval."""
+    return Interval(value, value - half, value + half, n)
