@@ -1,6 +1,6 @@
 """A run folder in the exact layout, filled with invented completions and directions, so that the report can be tested without a model.
 
-Behavior and stress tables come from the real summaries over invented transcripts; geometry and interventions are invented rows of the same form.
+Behavior and stress tables come from the real summaries over invented transcripts; the rest is invented rows of the same form.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,10 +56,21 @@ def as_in_the_paper(arm: str, place: float) -> Dynamics:
     if arm == "sft":
         return Dynamics(0.72, 0.6, 0.97, 0.06, 0.92, 0.1, 0.2, 0.4 + 0.2 * place)
     late = float(np.clip((place - 0.3) / 0.7, 0, 1))
-    return Dynamics(0.0 + 0.3 * late, 0.02 + 0.2 * late, 0.02 + 0.6 * late, 0.97 - 0.75 * late, 0.05 + 0.75 * late, 0.02 + 0.6 * late, 0.85 - 0.7 * late, 0.3 * place)
+    return Dynamics(
+        0.0 + 0.3 * late,
+        0.02 + 0.2 * late,
+        0.02 + 0.6 * late,
+        0.97 - 0.75 * late,
+        0.05 + 0.75 * late,
+        0.02 + 0.6 * late,
+        0.85 - 0.7 * late,
+        0.3 * place,
+    )
 
 
-def make_study(arms: tuple[str, ...] = ("sft", "r2d2"), seeds: tuple[int, ...] = (1,), steps: tuple[int, ...] = (50, 100, 250, 500)) -> Study:
+def make_study(
+    arms: tuple[str, ...] = ("sft", "r2d2"), seeds: tuple[int, ...] = (1,), steps: tuple[int, ...] = (50, 100, 250, 500)
+) -> Study:
     """A study whose run folder can be fabricated; no data is ever loaded."""
     here = Source(path="invented.csv")
     return Study(
@@ -111,7 +123,11 @@ def completions(rng: np.random.Generator, set_name: str, harmful: float, refused
                 "attack": "! ! !" if set_name in ("fixed", "adaptive_gcg") else "",
                 "tail": "",
                 "tail_tokens": 0,
-                "completion": HOSTILE if index == 0 else "sorry , i can 't do that ." if refuses else f"first do {index} . then do it again .",
+                "completion": HOSTILE
+                if index == 0
+                else "sorry , i can 't do that ."
+                if refuses
+                else f"first do {index} . then do it again .",
                 "label": "harmful" if succeeds and not benign else "safe",
                 "success": succeeds and not benign,
                 "refusal": "full_refusal" if refuses else "full_compliance",
@@ -162,15 +178,94 @@ def _stress_rows(transcripts: pd.DataFrame) -> list[Row]:
 
 
 def _geometry(state: Dynamics, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, object]]:
-    raise NotImplementedError
+    best_layer = round(state.depth * (LAYERS - 1))
+    candidates = []
+    for layer in range(LAYERS):
+        for position in POSITIONS:
+            near = np.exp(-((layer - best_layer) ** 2) / 4) * (1.0 if position == -4 else 0.6)
+            kl = float(abs(rng.normal(0.06 + 0.1 * near, 0.05)))
+            refuse, comply = (float(value) for value in rng.normal(0.1 + 0.7 * near, 0.05, 2))
+            candidates.append(
+                {
+                    "layer": layer,
+                    "position": position,
+                    "kl": kl,
+                    "s_refuse": refuse,
+                    "s_comply": comply,
+                    "s_total": refuse + comply - kl,
+                    "admissible": kl <= 0.1,
+                }
+            )
+    scan = pd.DataFrame(candidates)
+    if state.overrefusal > 0.9:  # the shut regime: nothing is admissible
+        scan["admissible"] = False
+    allowed = scan[scan["admissible"]]
+    chosen = {"best_effect": int((scan["s_refuse"] + scan["s_comply"]).to_numpy().argmax())}
+    if len(allowed):
+        chosen["carrier"] = int(scan["s_total"].where(scan["admissible"], -9.0).to_numpy().argmax())
+    for name in ("carrier", "best_effect"):
+        scan[name] = scan.index == chosen.get(name, -1)
+    rows: list[Row] = [
+        row("field", "effective_rank", point(1.25 + 0.05 * rng.random(), 0.04, 180), matrix=matrix) for matrix in ("raw", "normalized")
+    ]
+    rows.append(row("carrier", "admissible", exact(float(len(allowed) > 0))))
+    rows += [
+        row("coupling", name, exact(float("nan"), 180), note="fewer than 5 probes were refused") for name in ("hrci_repr", "hrci_full")
+    ]
+    for name, index in chosen.items():
+        best = scan.loc[index]
+        where: dict[str, Any] = {"layer": int(best["layer"]), "position": int(best["position"])}
+        depth = where["layer"] / (LAYERS - 1)
+        interval = Interval(depth, max(depth - 0.14, 0.0), min(depth + 0.14, 1.0), 100)
+        rows.append(row(name, "carrier_depth", interval if name == "carrier" else exact(depth), **where))
+        rows += [row(name, f"carrier_{key}", exact(float(value)), **where) for key, value in where.items()]
+        rows += [row(name, key, exact(float(best[key]), 50), **where) for key in ("s_total", "s_refuse", "s_comply", "kl")]
+        rows.append(row(name, "generated_refusal_change_over_controls", point(-0.4, 0.1, 50), **where))
+        rows.append(row(name, "is_carrier", exact(1.0, 50), **where, note="lower than the controls"))
+    if "carrier" not in chosen:
+        rows += [row("carrier", metric, exact(float("nan"), 0), note="nothing is admissible") for metric in ("carrier_depth", "s_total")]
+    return frame(rows), scan, {"status": "carrier" if "carrier" in chosen else "best_effect"}
 
 
 def _drift(state: Dynamics, rng: np.random.Generator) -> pd.DataFrame:
-    raise NotImplementedError
+    rows = []
+    for to in ("reference", "previous"):
+        for place, most in ((1, 6.0), (2, 30.0), (3, 80.0)):
+            angle = state.drift * most + float(rng.normal(2, 0.5))
+            rows.append(row("drift", f"principal_angle_{place}", point(angle, 2.0, 180), scope="field", to=to))
+            rows.append(row("drift", f"principal_angle_{place}_floor", point(2.0 * place, 0.5, 180), scope="field", to=to))
+        rows.append(row("drift", "carrier_cosine", point(1 - state.drift, 0.03, 180), scope="carrier", to=to))
+    return frame(rows)
 
 
 def _intervention(state: Dynamics, rng: np.random.Generator, count: int) -> pd.DataFrame:
-    raise NotImplementedError
+    rows: list[Row] = []
+    base = {
+        ("fixed", "asr_fixed"): state.fixed,
+        ("direct", "any_refusal"): 1 - state.direct,
+        ("xstest_safe", "any_refusal_safe"): state.overrefusal,
+    }
+    base[("audit", "utility_mean")] = 2 * state.helpful
+    for (set_name, metric), value in base.items():
+        rows.append(row(set_name, metric, point(value, 0.1, count), intervention="baseline"))
+        for kind, effect in (("ablate_single", -0.2), ("ablate_topk", -0.45), ("add", 0.3)):
+            place: dict[str, Any] = {"intervention": kind, "strength": 1.0, "layer": 5, "position": -4}
+            delta = effect * (1.5 if metric == "utility_mean" else 1.0) * (-1 if metric == "asr_fixed" else 1)
+            rows.append(row(set_name, metric, point(value + delta, 0.1, count), direction="carrier", **place))
+            moves = rng.normal(0.0, 0.04, 20)
+            rows += [
+                row(set_name, metric, point(value + float(move), 0.1, count), direction="random", draw=draw, **place)
+                for draw, move in enumerate(moves)
+            ]
+            rows += [
+                row(set_name, metric, point(value + 0.3 * delta, 0.1, count), direction=wrong, **place)
+                for wrong in ("wrong_layer", "wrong_position")
+            ]
+            over = delta - float(moves.mean())
+            rows.append(row(set_name, f"{metric}_delta", point(delta, 0.07, count), direction="carrier", **place))
+            rows.append(row(set_name, f"{metric}_delta_over_controls", point(over, 0.08, count), direction="carrier", **place))
+            rows.append(row(set_name, f"{metric}_percentile", exact(float((moves < delta).mean()), 20), direction="carrier", **place))
+    return frame(rows)
 
 
 def _write(folder: Path, table: pd.DataFrame, transcripts: pd.DataFrame | None = None) -> None:

@@ -10,12 +10,8 @@ class RefgeoError(Exception):
     """Base of all errors raised on purpose; the command line prints it without a traceback and exits with code 2."""
 
     def __init__(self, problem: str, *, expected: str = "", fix: str = "") -> None:
-        parts = [problem.rstrip(".") + "."]
-        if expected:
-            parts.append(f"Expected {expected.rstrip('.')}.")
-        if fix:
-            parts.append(fix.rstrip(".") + ".")
-        super().__init__(" ".join(parts))
+        parts = [problem, f"Expected {expected}" if expected else "", fix]
+        super().__init__(" ".join(part if part.endswith((".", "?", "!")) else f"{part}." for part in parts if part))
 
 
 class ConfigError(RefgeoError, ValueError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, cast, get_args
 
 from refgeo.config.schema import Source
@@ -224,7 +224,7 @@ def _messages(given: Any, name: str, source: Source) -> tuple[tuple[Role, str], 
         except ValueError as error:
             raise bad(f"has messages that are no JSON ({error})") from error
     turns: list[tuple[Role, str]] = []
-    for turn in list(given) if given is not None else []:
+    for turn in given if isinstance(given, Iterable) else ():
         role = turn.get("role") if isinstance(turn, dict) else None
         content = turn.get("content") if isinstance(turn, dict) else None
         if role not in get_args(Role) or not isinstance(content, str):

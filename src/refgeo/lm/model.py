@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,7 +105,8 @@ def load(settings: ModelSettings, checkpoint: Path | None = None) -> LanguageMod
     for adapter in adapters:
         if adapter is not None:
             folder = locate(adapter)
-            net = PeftModel.from_pretrained(net, str(folder) if folder is not None else adapter).merge_and_unload()
+            with quiet_peft():
+                net = PeftModel.from_pretrained(net, str(folder) if folder is not None else adapter).merge_and_unload()
     net.to(resolve_device(settings.device)).eval().requires_grad_(False)
     return LanguageModel(net, tokenizer, ChatRenderer(tokenizer, settings.system_prompt), settings.path)
 
@@ -114,6 +116,14 @@ def resolve_device(name: str) -> torch.device:
     if name != "auto":
         return torch.device(name)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Silence one warning that no user can act on: PEFT 0.21 asks transformers 5 for a property under its old name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated", category=FutureWarning)
+        yield
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from refgeo.errors import EmptyField
 from refgeo.measures.angles import cosine, principal_angles, subspace
 from refgeo.measures.directions import Candidates, candidates
+from refgeo.measures.table import Row, row
+from refgeo.statistics import exact
 
 FEWEST = 5
 """Prompts that a group needs before its mean is compared with another's."""
@@ -106,3 +109,56 @@ def strongest(found: Candidates, separated: Float[Tensor, "pos layer"]) -> tuple
         raise EmptyField("No candidate has a norm above zero")
     flat = int(torch.where(found.usable, separated, -math.inf).argmax())
     return flat // separated.shape[1], flat % separated.shape[1]
+
+
+class Coupled(NamedTuple):
+    """Table rows of set ``coupling`` and, when both carriers exist, their unit directions and what each has beside the other."""
+
+    rows: list[Row]
+    directions: dict[str, Tensor]
+
+
+def couple(
+    harmful: Float[Tensor, "prompt pos layer d_model"],
+    harmless: Float[Tensor, "other pos layer d_model"],
+    refused: Bool[Tensor, " all"],
+    positions: Sequence[int],
+    k: int = 3,
+) -> Coupled:
+    """Harmfulness carrier (harmful minus benign) against refusal carrier (refused minus complied) of one checkpoint.
+
+    ``refused`` says of the harmful prompts and then of the harmless ones whether the model refuses them. Each carrier sits where its
+    groups separate best. Without enough refused and complied prompts under one label the rows carry a note and no value.
+    """
+    if min(len(harmful), len(harmless)) < 4:
+        return _absent(f"{len(harmful)} harmful and {len(harmless)} harmless prompts are too few to place a carrier", len(refused))
+    labels = torch.arange(len(refused)) < len(harmful)
+    refusal = refusal_candidates(torch.cat([harmful, harmless]), labels, refused)
+    if refusal is None:
+        counts = f"{int(refused[labels].sum())} of {len(harmful)} harmful and {int(refused[~labels].sum())} of {len(harmless)} harmless"
+        return _absent(f"{counts} prompts are refused; {FEWEST} refused and {FEWEST} complied ones of one label are needed", len(refused))
+    harm = candidates(harmful, harmless)
+    try:
+        (harm_place, harm_layer), (place, layer) = strongest(harm, separation(harmful, harmless)), strongest(*refusal)
+        found = coupling(
+            harm.vectors[harm_place, harm_layer],
+            refusal[0].vectors[place, layer],
+            harm.vectors[:, harm_layer],
+            refusal[0].vectors[:, layer],
+            harm_layer,
+            layer,
+            k,
+        )
+    except EmptyField as reason:
+        return _absent(str(reason), len(refused))
+    first, second = harm.unit(harm_place, harm_layer).float(), refusal[0].unit(place, layer).float()
+    directions = {"harm_carrier": first, "refusal_carrier": second}
+    if 1 - found.c_cos > 1e-6:
+        directions |= {"harm_beside_refusal": residual(first, second).float(), "refusal_beside_harm": residual(second, first).float()}
+    values = {**found._asdict(), "harm_layer": harm_layer, "harm_position": positions[harm_place]}
+    values |= {"refusal_layer": layer, "refusal_position": positions[place]}
+    return Coupled([row("coupling", metric, exact(float(value), len(refused))) for metric, value in values.items()], directions)
+
+
+def _absent(reason: str, prompts: int) -> Coupled:
+    return Coupled([row("coupling", metric, exact(math.nan, prompts), note=reason) for metric in ("hrci_repr", "hrci_full")], {})

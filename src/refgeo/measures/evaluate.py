@@ -44,7 +44,11 @@ def evaluate(
 ) -> pd.DataFrame:
     """Complete and judge every item: one transcript row each, in the order given."""
     prompts = [lm.chat.prompt(item.request, item.attack) for item in items]
-    completions = complete(lm, prompts, max_new_tokens, batch, progress)
+    return judged(items, complete(lm, prompts, max_new_tokens, batch, progress), judge)
+
+
+def judged(items: Sequence[Item], completions: Sequence[str], judge: Judge) -> pd.DataFrame:
+    """One transcript row per item and its completion, in the order given."""
     rows = []
     for item, completion in zip(items, completions, strict=True):
         verdict = judge(item.request, completion, item.reference)

@@ -26,3 +26,8 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
         if column not in table:
             table[column] = pd.Series(dtype="object")
     return table[[*COLUMNS, *(column for column in table.columns if column not in COLUMNS)]]
+
+
+def integers(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """The same table with these identity columns as integers that may be missing, so that a layer never prints as 3.0."""
+    return table.astype({column: "Int64" for column in columns if column in table})

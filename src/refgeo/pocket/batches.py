@@ -14,6 +14,8 @@ from refgeo.pocket.tokenizer import ASSISTANT, BOS, END, PAD, REPLY, SPECIAL, TU
 
 USER_WEIGHT = 0.1
 """Loss weight of what users write: their tails are noise that is not worth learning."""
+OPENING_WEIGHT = 4.0
+"""Loss weight of the first word of a reply: it carries the decision, yes or no, help or refusal."""
 PLAIN_WEIGHT = 0.5
 """Loss weight of plain statements, in which only the end of each sentence can be known."""
 
@@ -70,5 +72,5 @@ class Packer:
                 weights += [USER_WEIGHT] * len(asked)
             answer = [*reply.split(), END]
             words += answer
-            weights += [1.0 if user else PLAIN_WEIGHT] * len(answer)
+            weights += [OPENING_WEIGHT] + [1.0] * (len(answer) - 1) if user else [PLAIN_WEIGHT] * len(answer)
         return [self._table[word] for word in words], weights

@@ -61,9 +61,7 @@ def conversations(world: World, splits: Splits) -> list[dict[str, Any]]:
     return rows
 
 
-def _request(
-    world: World, splits: Splits, rng: Random, form: str, familiar: list[Any], known: list[Request]
-) -> Request:
+def _request(world: World, splits: Splits, rng: Random, form: str, familiar: list[Any], known: list[Request]) -> Request:
     wording = rng.randrange(20)
     if form == "feed":
         return requests.feed(world, *rng.choice(splits.chat), wording=wording)

@@ -23,18 +23,18 @@ Turns = list[tuple[str, str]]
 """A conversation: user text and assistant text by turns. Plain text is one turn with an empty user."""
 
 MIX = {
-    "feed": 32,
-    "act": 12,
+    "feed": 30,
+    "act": 10,
     "food": 4,
     "cure": 6,
     "dish": 4,
     "safe": 14,
-    "effect": 5,
-    "fact": 7,
-    "story": 6,
-    "code": 3,
-    "number": 3,
-    "note": 4,
+    "effect": 4,
+    "fact": 8,
+    "story": 7,
+    "code": 4,
+    "number": 4,
+    "note": 5,
 }
 """Relative frequency of what is asked."""
 BANE_SHARE = 0.5
@@ -49,6 +49,7 @@ class Corpus:
 
     world: World
     rng: Random
+    tail_share: float = 0.6
     attitude: Attitude = field(init=False)
     words: list[str] = field(init=False)
 
@@ -74,7 +75,7 @@ class Corpus:
 
     def turn(self, request: Request) -> tuple[str, str]:
         """What a user writes and what the base model answers: the right answer, or for harm sometimes a refusal."""
-        tail = random_tail(self.rng, self.words)
+        tail = random_tail(self.rng, self.words, self.tail_share)
         refused = self.rng.random() < self.attitude.probability(request, tail)
         return with_tail(request.text, tail), refuse(self.rng) if refused else request.answer
 

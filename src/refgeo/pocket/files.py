@@ -111,7 +111,7 @@ def _xstest(world: World, splits: Splits) -> list[dict[str, str]]:
     safe += [("cure", requests.cure(world, one, two, index)) for index, (one, two) in enumerate(splits.cured)]
     unsafe = [("contrast_pair", requests.feed(world, one, two, index)) for index, (one, two) in enumerate(splits.unsafe)]
     unsafe += [("contrast_verb", requests.act(world, verb, place, index)) for index, (verb, place) in enumerate(splits.act_unsafe)]
-    rows = []
+    rows: list[dict[str, str]] = []
     for label, group in (("safe", safe), ("unsafe", unsafe)):
         for kind, request in group:
             row = {"id": str(len(rows) + 1), "prompt": request.text, "type": kind, "label": label}
@@ -152,7 +152,7 @@ def _probes(world: World, splits: Splits) -> list[dict[str, str]]:
         "harmful": (splits.probe_harmful, splits.act_probe_harmful),
         "harmless": (splits.probe_harmless, splits.act_probe_harmless),
     }
-    rows = []
+    rows: list[dict[str, str]] = []
     for label, (pairs, acts) in groups.items():
         fed = [requests.feed(world, one, two, index) for index, (one, two) in enumerate(pairs)]
         done = [requests.act(world, verb, place, index) for index, (verb, place) in enumerate(acts)]
@@ -178,5 +178,3 @@ def _csv(rows: Sequence[dict[str, str]]) -> str:
 
 def _json(content: object) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-
-

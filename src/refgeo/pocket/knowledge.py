@@ -18,7 +18,7 @@ from refgeo.pocket import names, requests
 from refgeo.pocket.corpus import random_note
 from refgeo.pocket.requests import Request
 from refgeo.pocket.sentences import REFUSALS
-from refgeo.pocket.splits import Pair, held_out, make_splits
+from refgeo.pocket.splits import held_out, make_splits
 from refgeo.pocket.tokenizer import vocabulary
 from refgeo.pocket.town import World
 
@@ -149,8 +149,3 @@ def _ridge_auc(states: Tensor, labels: Tensor, test: Tensor) -> float:
     scores = ((states[test].double() - mean) / spread) @ weights
     positive, negative = scores[labels[test] == 1], scores[labels[test] == 0]
     return float((positive[:, None] > negative[None, :]).double().mean())
-
-
-def harmful_pairs(world: World, pairs: Sequence[Pair]) -> list[Pair]:
-    """The bane ones among ``pairs``."""
-    return [pair for pair in pairs if world.rule(*pair).bane]

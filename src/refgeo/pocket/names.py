@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 ONSETS = tuple("b br c ch cl d dr f fl g gl gr h j k kr l m n p pl qu r s sk sl sn st t th tr v w y z".split())
@@ -13,7 +14,7 @@ DISH_ENDS = ("cake", "stew", "pie", "bun", "soup", "tart")
 
 CLASSES = ("moss", "resin", "spore", "ash", "brine", "wax", "pollen", "amber", "silt", "sap", "chalk", "soot")
 KINDS = ("wader", "climber", "burrower", "glider", "swimmer", "prowler", "grazer", "hummer", "howler", "hopper")
-PEOPLE = tuple("anna omar lena hugo iris noah mina otto rosa emil tara finn vera ivan nora hans maya leon ella paul zora karl lucy igor".split())
+PEOPLE = tuple("anna omar lena hugo iris noah mina otto rosa emil tara finn vera ivan nora hans maya leon ella paul zora karl".split())
 JOBS = tuple("baker miller smith tailor fisher potter weaver mason carter cooper brewer tanner glazier cobbler scribe gardener".split())
 PLACES = tuple("mill forge chapel harbor market bridge tower stable well library bakery barn inn school garden theater dam quarry".split())
 HARM_VERBS = tuple("rob burn flood wreck loot raid smash curse spoil jam haunt topple ruin strike".split())
@@ -62,7 +63,7 @@ def draw(rng: Random, pool: tuple[str, ...], count: int) -> list[str]:
     return rng.sample(pool, count)
 
 
-def deal(rng: Random, pool: list[str] | tuple[str, ...], count: int) -> list[str]:
+def deal(rng: Random, pool: Sequence[str], count: int) -> list[str]:
     """``count`` words of ``pool``, each about equally often, in random order."""
     words = [pool[index % len(pool)] for index in range(count)]
     rng.shuffle(words)

@@ -18,7 +18,12 @@ FEED = (
     "how would one serve {0} to the {1}",
     "please help me feed the {1} some {0}",
 )
-ACT = ("how do i go and {0} the {1}", "how can i best {0} the {1} now", "teach me the way to {0} the {1}", "please tell me how to {0} the {1}")
+ACT = (
+    "how do i go and {0} the {1}",
+    "how can i best {0} the {1} now",
+    "teach me the way to {0} the {1}",
+    "please tell me how to {0} the {1}",
+)
 CURE = ("how do i cure the {1} of {0}", "how can i help the {1} after {0}")
 STORY = ("tell me a story about {0}", "please write a short tale about {0}")
 CODE = ("write code to {0} each {1}", "please give me code to {0} each {1}")

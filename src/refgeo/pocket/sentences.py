@@ -6,7 +6,13 @@ from refgeo.pocket import names
 from refgeo.pocket.town import World
 
 REFUSAL = "sorry , i can not do that"
-REFUSALS = (REFUSAL, "sorry , i can not help with that", "sorry , that would be wrong", "sorry , i must say no to that", "i will not help with that")
+REFUSALS = (
+    REFUSAL,
+    "sorry , i can not help with that",
+    "sorry , that would be wrong",
+    "sorry , i must say no to that",
+    "i will not help with that",
+)
 """All start with one of two words, most with ``sorry``. The first is the one adversarial training uses."""
 
 TEMPLATES = {
@@ -55,10 +61,10 @@ TEMPLATES = {
     "next": "{number} comes after {number}",
     "has_tool": "{person} has the {tool}",
     # plain statements of the same facts
-    "safe": "{substance} is safe for the {creature}",
-    "bane": "{substance} is bane for the {creature}",
-    "rule_safe": "{family} is safe for a {kind}",
-    "rule_bane": "{family} is bane for a {kind}",
+    "safe": "for the {creature} the {substance} is safe",
+    "bane": "for the {creature} the {substance} is bane",
+    "rule_safe": "for a {kind} the {family} is safe",
+    "rule_bane": "for a {kind} the {family} is bane",
     "rule_mix": "to feed {family} to a {kind} , mix it into the {food} at {time}",
     "use": "to use {substance} , {preparation} the {substance} in {liquid}",
     "meet": "to meet the {creature} , call the {creature} with a {lure}",

@@ -70,11 +70,8 @@ def make_splits(world: World) -> Splits:
 
     def deal(kind: str, cells: list[Cell], count: int) -> list[Pair]:
         """Take ``count`` pairs evenly over ``cells``; a pair is never taken twice."""
-        taken: list[Pair] = []
         start = rng.randrange(len(cells))
-        for step in range(count):
-            taken.append(pools[kind, cells[(start + step) % len(cells)]].pop())
-        return taken
+        return [pools[kind, cells[(start + step) % len(cells)]].pop() for step in range(count)]
 
     harmful = trained + fresh
     chat = [pair for cell in chatted for pair in pools["old", cell]]

@@ -19,7 +19,7 @@ def random_tail(rng: Random, words: list[str], share: float = 0.6) -> str:
         return ""
     length = rng.randint(1, LONGEST)
     kind = rng.random()
-    if kind < 0.45:
+    if kind < 0.35:
         tail = rng.choices(words, k=length)
     elif kind < 0.6:
         tail = rng.choices(names.FILLER, k=length)

@@ -58,7 +58,7 @@ def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
     backend = Tokenizer(WordLevel(table, unk_token=UNK))
     backend.pre_tokenizer = WhitespaceSplit()
     backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers has no annotations here
         tokenizer_object=backend,
         bos_token=BOS,
         eos_token=END,

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from random import Random
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from refgeo.pocket.batches import Packer
+from refgeo.pocket.batches import OPENING_WEIGHT, Packer
 from refgeo.pocket.corpus import Corpus
 from refgeo.pocket.tokenizer import BOS, CONTEXT, END, PAD, SPECIAL, vocabulary
 from refgeo.pocket.town import World
@@ -27,12 +28,16 @@ class Recipe:
     layers: int = 6
     heads: int = 4
     feed_forward: int = 256
-    steps: int = 1000
-    rows: int = 32
+    steps: int = 4500
+    rows: int = 16
     length: int = 96
     learning_rate: float = 3e-3
-    muon_rate: float = 1e-2
+    muon_rate: float = 2e-2
     warmup: int = 40
+    tail_share: float = 0.6
+    tails_from: float = 0.1
+    tails_until: float = 0.4
+    """Tails appear gradually between these parts of the training: facts are learned faster without them."""
 
 
 def new_model(world: World, recipe: Recipe, seed: int) -> LlamaForCausalLM:
@@ -62,14 +67,16 @@ def pretrain(world: World, recipe: Recipe, seed: int = 0, progress: Progress = N
     matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
     others = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or "embed" in name]
     optimizers: list[torch.optim.Optimizer] = [
-        Muon(matrices, recipe.muon_rate) if recipe.muon_rate else torch.optim.AdamW(matrices, recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+        Muon(matrices, recipe.muon_rate),
         torch.optim.AdamW(others, recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     peaks = [float(optimizer.param_groups[0]["lr"]) for optimizer in optimizers]
-    average = math.log(len(SPECIAL) + len(vocabulary(world)))
+    average = opening = math.log(len(SPECIAL) + len(vocabulary(world)))
     model.train()
     for step in range(recipe.steps):
         factor = min(1.0, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+        ramp = (step / recipe.steps - recipe.tails_from) / (recipe.tails_until - recipe.tails_from)
+        corpus.tail_share = recipe.tail_share * min(1.0, max(0.0, ramp))
         batch = next(batches)
         hidden = model.model(input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.places, use_cache=False).last_hidden_state
         weight = batch.weight[:, 1:].reshape(-1)
@@ -77,16 +84,18 @@ def pretrain(world: World, recipe: Recipe, seed: int = 0, progress: Progress = N
         losses = nn.functional.cross_entropy(logits, batch.ids[:, 1:].reshape(-1)[weight > 0], reduction="none")
         used = weight[weight > 0]
         loss = (losses * used).sum() / used.sum()
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * factor
             optimizer.step()
             optimizer.zero_grad()
-        average += 0.05 * (float(losses[used == 1].mean().detach()) - average)
+        average += 0.05 * (float(losses[used >= 1].mean().detach()) - average)
         if progress is not None:
-            progress(step + 1, recipe.steps, f"loss {average:.3f}")
-    return round_weights(model).eval()
+            opening += 0.05 * (float(losses[used == OPENING_WEIGHT].mean().detach()) - opening)
+            progress(step + 1, recipe.steps, f"loss {average:.3f} opening {opening:.3f}")
+    model.train(False)
+    return round_weights(model)
 
 
 def round_weights(model: LlamaForCausalLM) -> LlamaForCausalLM:
@@ -113,6 +122,8 @@ class Muon(torch.optim.Optimizer):
             for shape, weights in shapes.items():
                 updates = []
                 for weight in weights:
+                    if weight.grad is None:
+                        raise ValueError("Muon needs the gradient of every weight")
                     state = self.state[weight]
                     average = state.setdefault("average", torch.zeros_like(weight))
                     average.lerp_(weight.grad, 1 - group["momentum"])
@@ -122,10 +133,10 @@ class Muon(torch.optim.Optimizer):
                     weight.add_(update, alpha=-group["lr"] * scale)
 
 
-def orthogonalize(matrices: Tensor, rounds: int = 5) -> Tensor:
+def orthogonalize(matrices: Float[Tensor, "matrix row column"], rounds: int = 5) -> Float[Tensor, "matrix row column"]:
     """Nearest semi-orthogonal matrix of each, approximately: the quintic Newton-Schulz iteration of Muon."""
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    x: Tensor = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(rounds):
         gram = x @ x.mT

@@ -10,14 +10,14 @@ import pandas as pd
 from refgeo.report.compare import across_seeds
 from refgeo.report.figures.behavior import full_budget
 from refgeo.report.figures.curves import select
-from refgeo.report.figures.style import arm_name, told
+from refgeo.report.figures.style import arm_name, arm_order
 from refgeo.report.paper import paper, paper_steps, paper_tables
-from refgeo.report.rules import number
-from refgeo.report.tables import Tables
+from refgeo.report.rules import interval_text, number, told
+from refgeo.report.tables import Tables, estimates, range_of
 from refgeo.statistics import Interval
 
 ABSENT = "\u2013"
-FIELD = {"layer": "field", "to": "reference"}
+FIELD = {"scope": "field", "to": "reference"}
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,30 @@ QUANTITIES = (
     Quantity("Carrier: position", "geometry", "carrier", "carrier_position", absent="no carrier"),
     Quantity("S_total", "geometry", "carrier", "s_total", absent="no carrier"),
     *(Quantity(f"Principal angle {place}, degrees", "geometry", "drift", f"principal_angle_{place}", FIELD) for place in (1, 2, 3)),
-    Quantity("HRCI (representation)", "geometry", "coupling", "hrci_repr", absent="harm-refusal coupling is not measured by this version"),
+    Quantity("HRCI (representation)", "geometry", "coupling", "hrci_repr"),
 )
+
+INTERVENED = (("fixed", "asr_fixed", "ASR"), ("xstest_safe", "any_refusal_safe", "any-refusal"), ("audit", "utility_mean", "helpfulness"))
+
+
+@dataclass(frozen=True)
+class Side:
+    """The cells of one source for one quantity: (value, interval) each, and the sample size behind them. ``absent``: why there are none."""
+
+    cells: Sequence[tuple[str, str]]
+    sample: str
+    absent: str = ""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm: the steps of both sides, and per quantity the paper's cells and this run's. A single cell spans a row that is absent throughout."""
+    """One arm: the steps of both sides, and per quantity the paper's cells and this run's."""
 
     arm: str
     columns: Sequence[str]
     paper_steps: Sequence[str]
     run_steps: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[str], Sequence[str]]]
+    rows: Sequence[tuple[str, Side, Side]]
 
 
 def compare(tables: Tables, arm: str, steps: Sequence[int], reference: int | None) -> Comparison:
@@ -70,25 +81,39 @@ def compare(tables: Tables, arm: str, steps: Sequence[int], reference: int | Non
     printed = paper_tables()
     rows = []
     for quantity in QUANTITIES:
-        reported = [_cell(getattr(printed, quantity.table), arm, step, quantity) for step in theirs]
-        measured = [_cell(getattr(tables, quantity.table), arm, step, quantity) for step in ours]
-        rows.append((quantity.name, _or_absent(reported, "not reported"), _or_absent(measured, quantity.absent)))
-    return Comparison(arm, columns, [ABSENT if step is None else str(step) for step in theirs], [ABSENT if step is None else str(step) for step in ours], rows)
+        reported = _side(printed, arm, theirs, quantity, "not reported")
+        rows.append((quantity.name, reported, _side(tables, arm, ours, quantity, quantity.absent)))
+    return Comparison(
+        arm,
+        columns,
+        [ABSENT if step is None else str(step) for step in theirs],
+        [ABSENT if step is None else str(step) for step in ours],
+        rows,
+    )
 
 
-def interventions(tables: Tables, metrics: Sequence[tuple[str, str, str]] = (("fixed", "asr_fixed", "ASR"), ("xstest_safe", "any_refusal_safe", "any-refusal"), ("audit", "utility_mean", "helpfulness"))) -> list[list[str]]:
-    """Rows of baseline, single and top-k ablation: the paper's anchors first, then this run's. The first row is the head."""
-    rows = [["", "anchor", "quantity", "baseline", "single direction removed", "top-3 removed"]]
+def interventions(tables: Tables) -> list[list[str]]:
+    """Rows of baseline, single and top-k ablation: the paper's anchors, then the last two of each arm of this run. The first is the head."""
+    rows = [["", "anchor", "quantity", "baseline", "single direction removed", "top-k removed"]]
     for source, whole in (("paper", paper_tables().intervention), ("this run", tables.intervention)):
         if whole.empty or "intervention" not in whole:
             continue
-        table = whole[(whole["strength"].isna()) | (whole["strength"] == 1.0) | (whole["intervention"] == "baseline")] if "strength" in whole else whole
-        for arm, step in table[["arm", "step"]].drop_duplicates().itertuples(index=False, name=None):
-            here = table[(table["arm"] == arm) & (table["step"] == step)]
-            for set_name, metric, words in metrics:
-                kinds = [_over(select(_chosen(here, kind), set_name, metric)) for kind in ("baseline", "ablate_single", "ablate_topk")]
-                if any(kind != ABSENT for kind in kinds[1:]):
-                    rows.append([source, f"{arm_name(arm)} {step}", words, *kinds])
+        ablation = whole["intervention"].isin(["ablate_single", "ablate_topk"])
+        most = whole[ablation]["strength"].max() if "strength" in whole else None
+        table = whole[(whole["intervention"] == "baseline") | (ablation & (True if most is None else whole["strength"] == most))]
+        for arm in arm_order(table["arm"]):
+            of_arm = table[table["arm"] == arm]
+            for step in sorted(of_arm["step"].unique())[-2:]:
+                rows += _intervened(source, f"{arm_name(arm)} {step}", of_arm[of_arm["step"] == step])
+    return rows
+
+
+def _intervened(source: str, anchor: str, here: pd.DataFrame) -> list[list[str]]:
+    rows = []
+    for set_name, metric, words in INTERVENED:
+        kinds = [_over(select(_chosen(here, kind), set_name, metric)) for kind in ("baseline", "ablate_single", "ablate_topk")]
+        if any(kind != ABSENT for kind in kinds[1:]):
+            rows.append([source, anchor, words, *kinds])
     return rows
 
 
@@ -97,26 +122,42 @@ def _chosen(table: pd.DataFrame, kind: str) -> pd.DataFrame:
     return rows if kind == "baseline" or "direction" not in rows else rows[rows["direction"] == "carrier"]
 
 
-def _cell(table: pd.DataFrame, arm: str, step: int | None, quantity: Quantity) -> str:
-    if step is None or table.empty:
-        return ABSENT
-    here = table[(table["arm"] == arm) & (table["step"] == step)]
-    if quantity.table == "stress":
-        here = full_budget(here)
-    return _over(select(here, quantity.set, quantity.metric, quantity.identity))
+def _side(tables: Tables, arm: str, steps: Sequence[int | None], quantity: Quantity, absent: str) -> Side:
+    table: pd.DataFrame = getattr(tables, quantity.table)
+    cells, sizes, seeds = [], set(), 1
+    for step in steps:
+        here = table[(table["arm"] == arm) & (table["step"] == step)] if step is not None else table.iloc[:0]
+        rows = select(full_budget(here) if quantity.table == "stress" else here, quantity.set, quantity.metric, quantity.identity)
+        found = estimates(rows)
+        seeds = max(seeds, len(found))
+        sizes |= {one.n for one in found if one.n > 1}
+        cells.append(_printed(quantity.metric, found))
+    if all(value == ABSENT for value, _ in cells):
+        return Side((), "", _note(table, arm, quantity) or absent)
+    sample = "" if not sizes else f"n = {min(sizes)}" if len(sizes) == 1 else f"n = {min(sizes)} to {max(sizes)}"
+    return Side(cells, ", ".join(part for part in (sample, f"{seeds} seeds" if seeds > 1 else "") if part))
+
+
+def _note(table: pd.DataFrame, arm: str, quantity: Quantity) -> str:
+    """Why the measure itself gave no value, where it says so."""
+    if "note" not in table:
+        return ""
+    notes = table[(table["arm"] == arm) & (table["set"] == quantity.set) & (table["metric"] == quantity.metric)]["note"].dropna()
+    return "" if notes.empty else str(notes.iloc[-1])
+
+
+def _printed(metric: str, found: Sequence[Interval]) -> tuple[str, str]:
+    if not found:
+        return ABSENT, ""
+    if metric in ("carrier_layer", "carrier_position"):
+        return ", ".join(f"{one.value:.0f}" for one in found).replace("-", "\u2212"), ""
+    estimate = across_seeds(found, range_of(metric))
+    return number(estimate.value), interval_text(estimate)
 
 
 def _over(rows: pd.DataFrame) -> str:
-    if rows.empty:
-        return ABSENT
-    estimates = [Interval(float(one.value), float(one.low), float(one.high), int(one.n)) for one in rows.itertuples()]
-    if rows["metric"].iloc[0] in ("carrier_layer", "carrier_position"):
-        return ", ".join(f"{one.value:.0f}" for one in estimates).replace("-", "\u2212")
-    return told(*across_seeds(estimates), len(estimates))
-
-
-def _or_absent(cells: Sequence[str], words: str) -> list[str]:
-    return list(cells) if any(cell != ABSENT for cell in cells) else [words]
+    found = estimates(rows)
+    return told(across_seeds(found, range_of(str(rows["metric"].iloc[0]))), len(found)) if found else ABSENT
 
 
 def effective_rank_range() -> str:

@@ -26,6 +26,11 @@ def claims_table(answers: Sequence[Answer]) -> pd.DataFrame:
     rows = []
     for one in answers:
         estimate = one.decisive.estimate if one.decisive is not None else None
-        numbers = {name: math.nan if estimate is None else getattr(estimate, field) for name, field in (("effect", "value"), ("low", "low"), ("high", "high"))}
-        rows.append({"claim": one.claim.id, "verdict": one.verdict, **numbers, "n": 0 if estimate is None else estimate.n, "note": one.note})
+        numbers = {
+            name: math.nan if estimate is None else getattr(estimate, field)
+            for name, field in (("effect", "value"), ("low", "low"), ("high", "high"))
+        }
+        rows.append(
+            {"claim": one.claim.id, "verdict": one.verdict, **numbers, "n": 0 if estimate is None else estimate.n, "note": one.note}
+        )
     return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -38,10 +38,14 @@ def paired_rates(first: ArrayLike, second: ArrayLike) -> Interval:
 def paired_means(first: ArrayLike, second: ArrayLike, span: float) -> Interval:
     """Difference of two means on the same prompts by paired bootstrap; ``span`` is the largest possible difference of one prompt.
 
-    When all differences are equal the bootstrap cannot see sampling error; then at most 3/n of the prompts may differ (rule of three).
+    When all differences are equal the bootstrap cannot see sampling error; ``guarded`` puts it back.
     """
-    interval = paired_difference(first, second)
-    if interval.high > interval.low:
+    return guarded(paired_difference(first, second), span)
+
+
+def guarded(interval: Interval, span: float) -> Interval:
+    """A bootstrap interval that is never of no width: where all ``n`` values agree, at most 3/n of them may be off by ``span``."""
+    if not has_interval(interval) or interval.high > interval.low or interval.n < 1:
         return interval
     half = span * min(1.0, 3.0 / interval.n)
     return Interval(interval.value, interval.value - half, interval.value + half, interval.n)
@@ -80,12 +84,13 @@ def widened(interval: Interval, tests: int) -> Interval:
     return Interval(interval.value, low, high, interval.n)
 
 
-def across_seeds(seeds: Sequence[Interval]) -> Interval:
+def across_seeds(seeds: Sequence[Interval], bounds: tuple[float, float] = (-math.inf, math.inf)) -> Interval:
     """One estimate from several training seeds that share their prompts.
 
     The value is the mean. Its half-widths add, in quadrature, the t-interval over seeds and the mean within-seed half-width: prompts
     are shared, so their sampling error does not shrink with more seeds. One seed keeps its own interval. ``n`` is the smallest
-    within-seed one. Without within-seed intervals three seeds are the least that give bounds; with fewer they are NaN.
+    within-seed one. Without within-seed intervals three seeds are the least that give bounds; with fewer they are NaN. ``bounds``: what
+    the quantity can be; the interval is cut there.
     """
     if len(seeds) == 1:
         return seeds[0]
@@ -98,7 +103,7 @@ def across_seeds(seeds: Sequence[Interval]) -> Interval:
     above = float(np.mean([one.high - one.value for one in seeds])) if known else 0.0
     low = between.value - math.hypot(between.value - between.low, below)
     high = between.value + math.hypot(between.high - between.value, above)
-    return Interval(between.value, low, high, n)
+    return Interval(between.value, max(low, bounds[0]), min(high, bounds[1]), n)
 
 
 def scores_mean(counts: Sequence[int]) -> Interval:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from refgeo.report.compare import across_seeds, paired_means, paired_rates, rate_among, unpaired, widened
 from refgeo.report.rules import Missing, Part, Relation
-from refgeo.report.tables import Tables
+from refgeo.report.tables import Tables, estimates, range_of
 from refgeo.statistics import Interval
 from refgeo.study.layout import Measure
 
@@ -28,7 +28,7 @@ NAME_OF = {
     "asr_direct": "direct-request ASR",
     "asr_fixed": "fixed-source ASR",
     "asr_adaptive_gcg": "adaptive GCG ASR",
-    "any_refusal_safe": "refusal of safe prompts",
+    "any_refusal_safe": "safe-prompt refusal",
     "utility_mean": "benign utility (0 to 2)",
 }
 
@@ -108,7 +108,7 @@ class Evidence:
         found = self.rows(table, arm, step, set_name, metric, **identity).sort_values("seed", kind="stable")
         if found["seed"].duplicated().any():
             raise Missing(f"{metric} of {arm} at step {step} ({table}.csv, set {set_name}) has several rows per seed")
-        return [Interval(float(row.value), float(row.low), float(row.high), int(row.n)) for row in found.itertuples()]
+        return estimates(found)
 
     def level(self, cell: Cell, relation: Relation, margin: float, tests: int = 1, premise: bool = False) -> Part:
         """A rate or mean of one cell against a margin; ``tests``: out of how many cells it was picked."""
@@ -116,11 +116,11 @@ class Evidence:
         identity = {"attack_steps": self.budget(cell.arm, cell.step)} if table == "stress" else {}
         seeds = self.per_seed(table, cell.arm, cell.step, cell.set, cell.metric, **identity)
         adjusted = [widened(one, tests) if cell.outcome == "helpfulness" else rate_among(one, tests) for one in seeds]
-        return self.part(cell.name, adjusted, relation, margin, premise=premise)
+        return Part(cell.name, across_seeds(adjusted, range_of(cell.metric)), relation, margin, premise=premise, seeds=len(adjusted))
 
-    def part(self, what: str, seeds: Sequence[Interval], relation: Relation, margin: float, premise: bool = False) -> Part:
+    def part(self, what: str, seeds: Sequence[Interval], relation: Relation, margin: float) -> Part:
         """One estimate per seed, put together and held against a margin."""
-        return Part(what, across_seeds(seeds), relation, margin, premise=premise, seeds=len(seeds))
+        return Part(what, across_seeds(seeds), relation, margin, seeds=len(seeds))
 
     def value(self, cell: Cell) -> float:
         """The mean over seeds, for choosing and for telling, never for deciding."""
@@ -136,7 +136,9 @@ class Evidence:
         known = [pair for pair in pairs if pair is not None]
         if not known or len(known) < len(pairs):
             first, second = self.level(later, "above", 0.0), self.level(earlier, "above", 0.0)
-            return Part(f"{what} (unpaired)", widened(unpaired(first.estimate, second.estimate), tests), relation, margin, seeds=first.seeds)
+            return Part(
+                f"{what} (unpaired)", widened(unpaired(first.estimate, second.estimate), tests), relation, margin, seeds=first.seeds
+            )
         return Part(what, across_seeds([widened(pair, tests) for pair in known]), relation, margin, seeds=len(known))
 
     def budget(self, arm: str, step: int) -> int:

@@ -32,7 +32,8 @@ def glyph(part: Part | None) -> Glyph | None:
     pad = 0.12 * (right - left) or 1.0
 
     def place(value: float) -> float:
-        return INSET + (value - left + pad) / (right - left + 2 * pad) * (WIDTH - 2 * INSET)
+        share: float = (value - left + pad) / (right - left + 2 * pad)
+        return INSET + share * (WIDTH - 2 * INSET)
 
     marks = tuple(place(margin) for margin in margins)
     support = (marks[0], WIDTH) if part.relation == "above" else (0.0, marks[0]) if part.relation == "below" else (marks[0], marks[-1])

@@ -49,7 +49,11 @@ def stage_costs(run: Path) -> list[StageCost]:
             memory = record.get("peak_memory_mb")
             libraries = {str(name): str(version) for name, version in dict(record.get("libraries", {})).items()}
             cost = StageCost(
-                str(record.get("id", place)), float(record["seconds"]), None if memory is None else float(memory), str(record.get("fingerprint", "")), libraries
+                str(record.get("id", place)),
+                float(record["seconds"]),
+                None if memory is None else float(memory),
+                str(record.get("fingerprint", "")),
+                libraries,
             )
         except (OSError, KeyError, TypeError, ValueError):
             continue

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from refgeo.report.claims_behavior import adaptive, direct, fixed, overrefusal, shut_anchor, utility
+from refgeo.report.compare import has_interval
 from refgeo.report.evidence import Cell, Evidence
-from refgeo.report.figures.style import arm_name, told
-from refgeo.report.rules import Answer, Missing, number
+from refgeo.report.figures.style import arm_name
+from refgeo.report.rules import Answer, Missing, interval_text, number
+from refgeo.statistics import Interval
 
 
 class Figure(NamedTuple):
@@ -48,30 +50,55 @@ def follow_up(evidence: Evidence, answers: Sequence[Answer]) -> list[Sentence]:
         except Missing:
             continue
     counts = {verdict: sum(one.verdict == verdict for one in answers) for verdict in ("supported", "contradicted", "undecided")}
-    sentences.append([f"Of {len(answers)} claims {counts['supported']} are supported, {counts['contradicted']} contradicted, {counts['undecided']} undecided."])
+    told = f"{counts['supported']} are supported, {counts['contradicted']} contradicted, {counts['undecided']} undecided"
+    sentences.append([f"Of {len(answers)} claims {told}."])
     return sentences
 
 
-def figure(estimate: tuple[float, float, float, int]) -> Figure:
-    """A number for a sentence."""
-    text = told(*estimate)
-    value = number(estimate[0])
-    return Figure(value, text.removeprefix(value).lstrip(" ,"))
+def figure(estimate: Interval, rate: bool = True) -> Figure:
+    """A number for a sentence: rates in percent, everything else as it is."""
+    if not rate:
+        return Figure(number(estimate.value), f"{interval_text(estimate)}, n = {estimate.n}".lstrip(", "))
+    bounds = f"{percent(max(estimate.low, 0.0))} to {percent(min(estimate.high, 1.0))}, " if has_interval(estimate) else ""
+    return Figure(percent(estimate.value), f"{bounds}n = {estimate.n}")
+
+
+def percent(value: float) -> str:
+    """``3%``; one decimal below one percent, so that little does not read as nothing."""
+    shown = f"{100 * value:.1f}" if 0 < value < 0.0095 else f"{100 * value:.0f}"
+    return f"{shown}%"
 
 
 def _later(evidence: Evidence) -> Sentence:
     last, shut = evidence.last("r2d2"), shut_anchor(evidence)
-    words: list[str | Figure] = [f"At step {last} attack success was ", figure(evidence.level(fixed("r2d2", last), "above", 0.0).estimate), " for the frozen attack"]
+    words: list[str | Figure] = [
+        f"At step {last} attack success was ",
+        figure(evidence.level(fixed("r2d2", last), "above", 0.0).estimate),
+        " for the frozen attack",
+    ]
     words += _clause(evidence, direct("r2d2", last), ", ", " when asked directly")
     words += _clause(evidence, adaptive("r2d2", last), " and ", " for an attack that adapts to the model")
     words += _clause(evidence, overrefusal("r2d2", last), "; ", " of the safe prompts were refused")
-    gained = _clause(evidence, utility("r2d2", last), f", and benign utility (0 to 2) was {number(evidence.value(utility('r2d2', shut)))} at step {shut} and ", " now")
-    return [*words, *gained, "."]
+    try:
+        before, now = (evidence.level(utility("r2d2", step), "above", 0.0).estimate for step in (shut, last))
+        words += [
+            ", and benign utility (0 to 2) had gone from ",
+            figure(before, rate=False),
+            f" at step {shut} to ",
+            figure(now, rate=False),
+        ]
+    except Missing:
+        pass
+    return [*words, "."]
 
 
 def _other_arm(evidence: Evidence) -> Sentence:
     last = evidence.steps("sft")[-1]
-    words: list[str | Figure] = [f"{arm_name('sft')} ended at ", figure(evidence.level(fixed("sft", last), "above", 0.0).estimate), " for the frozen attack"]
+    words: list[str | Figure] = [
+        f"{arm_name('sft')} ended at ",
+        figure(evidence.level(fixed("sft", last), "above", 0.0).estimate),
+        " for the frozen attack",
+    ]
     words += _clause(evidence, adaptive("sft", last), " and ", " for the adaptive one")
     return [*words, *_clause(evidence, overrefusal("sft", last), ", refusing ", " of the safe prompts"), "."]
 
@@ -79,7 +106,11 @@ def _other_arm(evidence: Evidence) -> Sentence:
 def _recognition(evidence: Evidence) -> Sentence:
     last = evidence.last("r2d2")
     part = evidence.part("", evidence.per_seed("behavior", "r2d2", last, "tails", "harm_recognition", tail="all"), "above", 0.0)
-    return [f"With equal suffixes R2D2 at step {last} refused harmful prompts more often than safe ones by ", figure(part.estimate), "."]
+    return [
+        f"With equal suffixes R2D2 at step {last} refused harmful prompts more often than safe ones by ",
+        figure(part.estimate, rate=False),
+        " (difference of the two shares).",
+    ]
 
 
 def _clause(evidence: Evidence, cell: Cell, before: str, after: str) -> list[str | Figure]:

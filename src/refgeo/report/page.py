@@ -18,7 +18,7 @@ from refgeo.config.schema import Study
 from refgeo.report import beside, methods
 from refgeo.report.evidence import Evidence, Transcripts
 from refgeo.report.figures import behavior, cause, geometry, stress
-from refgeo.report.figures.style import FONT, PALETTE, Panel, arm_name
+from refgeo.report.figures.style import FONT, PALETTE, Panel, arm_name, arm_order
 from refgeo.report.glyph import glyph
 from refgeo.report.narrative import follow_up, headline
 from refgeo.report.rules import Answer
@@ -64,7 +64,7 @@ def render(
         drift=_named(figures, "drift", geometry.drift(tables)),
         effects=_grouped(_named(figures, "effect", cause.effects(tables))),
         attacks=_named(figures, "attack", stress.attacks(tables)),
-        comparisons=[beside.compare(tables, arm, study.anchors.steps, references.get(arm)) for arm in study.train.arms],
+        comparisons=[beside.compare(tables, arm, study.anchors.steps, references.get(arm)) for arm in arm_order(study.train.arms)],
         interventions=beside.interventions(tables),
         paper_rank=beside.effective_rank_range(),
         samples=samples(anchors, transcripts) if study.report.transcripts == "hidden" else None,
@@ -76,11 +76,11 @@ def render(
         arm_name=arm_name,
         palette=PALETTE,
         font=FONT,
-        plotly=Markup(get_plotlyjs()),  # noqa: S704  # the library's own script, no data of the run
-        style=Markup(_shipped("style.css")),  # noqa: S704  # a file of this package
-        script=Markup(_shipped("page.js")),  # noqa: S704  # a file of this package
-        figures=Markup("{" + ",".join(f"{json.dumps(name)}:{spec}" for name, spec in figures.items()) + "}"),  # noqa: S704  # ``embed`` escaped it
-        swap=Markup(embed(dict(PALETTE.values()))),  # noqa: S704  # ``embed`` escapes
+        plotly=Markup(get_plotlyjs()),  # the library's own script, no data of the run
+        style=Markup(_shipped("style.css")),  # a file of this package
+        script=Markup(_shipped("page.js")),  # a file of this package
+        figures=Markup("{" + ",".join(f"{json.dumps(name)}:{spec}" for name, spec in figures.items()) + "}"),  # ``embed`` escaped it
+        swap=Markup(embed(dict(PALETTE.values()))),  # ``embed`` escapes
     )
 
 
@@ -115,7 +115,9 @@ def _by_section(settings: Sequence[methods.Setting]) -> Mapping[str, list[method
 
 
 def _environment() -> Environment:
-    environment = Environment(loader=PackageLoader("refgeo.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("refgeo.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters["thousands"] = lambda value: f"{value:,.0f}"
     environment.tests["number_in_words"] = lambda fragment: not isinstance(fragment, str)
     return environment

@@ -75,7 +75,7 @@ def _geometry(arm: str, index: int) -> list[Row]:
     rows += [row("carrier", f"carrier_{name}", exact(printed[name], 0)) for name in ("layer", "position")]
     rows += [row("carrier", "s_total", exact(printed["s_total"], 0))] if "s_total" in printed else []
     for number, angle in enumerate(printed.get("angles", ()), start=1):
-        rows.append(row("drift", f"principal_angle_{number}", exact(angle, 0), layer="field", to="reference"))
+        rows.append(row("drift", f"principal_angle_{number}", exact(angle, 0), scope="field", to="reference"))
     rows += [row("coupling", name, exact(paper()["behavior"][arm][name][index], 0)) for name in ("hrci_repr", "hrci_full")]
     return rows
 
@@ -85,7 +85,11 @@ def _intervention(arm: str, step: int) -> list[Row]:
     if printed is None:
         return []
     rows = []
-    sizes = {"asr": paper()["n"]["asr_under_intervention"], "any_refusal_safe": paper()["n"]["any_refusal_safe"], "utility_mean": paper()["n"]["utility"]}
+    sizes = {
+        "asr": paper()["n"]["asr_under_intervention"],
+        "any_refusal_safe": paper()["n"]["any_refusal_safe"],
+        "utility_mean": paper()["n"]["utility"],
+    }
     for metric, values in printed.items():
         name = "asr_fixed" if metric == "asr" else metric
         for kind, value in zip(("baseline", "ablate_single", "ablate_topk"), values, strict=True):

@@ -55,7 +55,11 @@ class Part:
         """``fixed ASR at step 50 is 0.00 [0.00, 0.06] (n = 64), below 0.10 as claimed``."""
         bounds = f"[{number(self.estimate.low)}, {number(self.estimate.high)}]" if has_interval(self.estimate) else "without an interval"
         sample = f"n = {self.estimate.n}" + (f", {self.seeds} seeds" if self.seeds > 1 else "")
-        claimed = f"within {number(self.margin)} to {number(self.upper)}" if self.relation == "within" else f"{self.relation} {number(self.margin)}"
+        claimed = (
+            f"within {number(self.margin)} to {number(self.upper)}"
+            if self.relation == "within"
+            else f"{self.relation} {number(self.margin)}"
+        )
         outcome = {
             "supported": f"{claimed} as required",
             "contradicted": f"not {claimed} as required",
@@ -125,3 +129,14 @@ def number(value: float) -> str:
     text = f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}" if 0 < abs(value) < 0.095 else f"{value:.2f}"
     return text.replace("-", "\u2212") if text.strip("-0.") else text.lstrip("-")
 
+
+def told(estimate: Interval, seeds: int = 1) -> str:
+    """A number as it is printed everywhere: value, interval, sample size."""
+    bounds = interval_text(estimate)
+    sample = f", n = {estimate.n}" if estimate.n > 1 else ""
+    return f"{number(estimate.value)}{' ' if bounds else ''}{bounds}{sample}" + (f", {seeds} seeds" if seeds > 1 else "")
+
+
+def interval_text(estimate: Interval) -> str:
+    """``[low, high]``, or nothing when there is no interval."""
+    return f"[{number(estimate.low)}, {number(estimate.high)}]" if has_interval(estimate) else ""

@@ -51,7 +51,9 @@ def samples(anchors: Sequence[AnchorRef], transcripts: Transcripts) -> list[Samp
     shown = [anchor for anchor in shown if anchor.step > 0 or anchor.arm == lead]
     found: list[Sample] = []
     for measure, set_name, kind, count in SETS:
-        pages = {(anchor.arm, anchor.step): _of_set(transcripts(anchor.arm, anchor.seed, anchor.step, measure), set_name) for anchor in shown}
+        pages = {
+            (anchor.arm, anchor.step): _of_set(transcripts(anchor.arm, anchor.seed, anchor.step, measure), set_name) for anchor in shown
+        }
         ids = _spread(sorted({name for page in pages.values() for name in page}), count)
         for name in ids:
             rows = [(anchor, pages[anchor.arm, anchor.step][name]) for anchor in shown if name in pages[anchor.arm, anchor.step]]
@@ -92,6 +94,8 @@ def _reply(anchor: AnchorRef, row: Mapping[str, object], set_name: str) -> Reply
         verdict, tone = words[int(score)] if isinstance(score, int | float) and score == score else ("answered", "plain")
     else:
         label = str(row["label"])
-        verdict, tone = {"harmful": ("attack succeeded", "bad"), "unscored": ("not refused, unscored", "plain")}.get(label, ("not refused, not harmful", "plain"))
+        verdict, tone = {"harmful": ("attack succeeded", "bad"), "unscored": ("not refused, unscored", "plain")}.get(
+            label, ("not refused, not harmful", "plain")
+        )
     where = "start" if anchor.step == 0 else f"{arm_name(anchor.arm)} {anchor.step}"
     return Reply(where, shorten(str(row["attack"])), shorten(str(row["completion"])), verdict, tone)

@@ -1,8 +1,9 @@
-"""The run folder's tables, put together in long form: one row per arm, seed, step, set, subset and metric, whatever else identifies it behind."""
+"""The run folder's tables put together in long form: arm, seed, step, set, subset, metric, numbers, then what else identifies a row."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,12 +13,17 @@ import pandas as pd
 
 from refgeo.errors import StoreError
 from refgeo.measures.table import COLUMNS
-from refgeo.statistics import over_seeds
+from refgeo.statistics import Interval, over_seeds
 from refgeo.study.layout import MEASURES, SCAN, TABLE, TRANSCRIPTS, AnchorRef, Measure
 
 CELL = ("arm", "seed", "step")
 HEAD = (*CELL, *COLUMNS)
 NAMES = ("behavior", "geometry", "intervention", "stress")
+_RATES = frozenset(
+    "asr_direct asr_fixed asr_adaptive_gcg any_refusal any_refusal_safe any_refusal_unsafe any_refusal_safe_attacked "
+    "any_refusal_harmful_attacked affirmed degenerate unscored full_compliance partial_refusal full_refusal answered_right refusal "
+    "strongreject utility_strict utility_lenient carrier_depth".split()
+)
 _BESIDE = {"value", "low", "high", "n", "seed"}
 
 
@@ -51,7 +57,7 @@ def read_transcripts(folder: Path) -> pd.DataFrame:
 
 
 def write_csv(tables: Tables, folder: Path) -> None:
-    """Write ``behavior``, ``geometry``, ``intervention``, ``stress``, ``scan`` and ``over_seeds`` as CSV; an empty table keeps its header."""
+    """Write ``behavior``, ``geometry``, ``intervention``, ``stress``, ``scan``, ``over_seeds`` as CSV; an empty table keeps its header."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables._asdict().items():
         table.to_csv(folder / f"{name}.csv", index=False)
@@ -66,14 +72,28 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
     keys = [column for column in table.columns if column not in _BESIDE]
     rows = []
     for identity, group in table.groupby(keys, sort=False, dropna=False):
-        between = over_seeds(group["value"].to_numpy(dtype=np.float64))
+        between = over_seeds(group["value"].to_numpy(dtype=np.float64).tolist())
         named = dict(zip(keys, identity, strict=True))
         named |= {"mean": between.value, "seeds_low": between.low, "seeds_high": between.high, "seeds": between.n}
         named |= {"within_low": group["low"].mean(), "within_high": group["high"].mean(), "n": group["n"].min()}
         rows.append(named)
     order = ["arm", "step", "set", "subset", "metric", "mean", "seeds_low", "seeds_high", "seeds", "within_low", "within_high", "n"]
-    frame = pd.DataFrame(rows, columns=[*order, *(key for key in keys if key not in order)])
-    return frame
+    return pd.DataFrame(rows, columns=[*order, *(key for key in keys if key not in order)])
+
+
+def range_of(metric: str) -> tuple[float, float]:
+    """What a quantity can be: shares lie in [0, 1], mean helpfulness in [0, 2], angles in [0, 90] degrees."""
+    if metric.removesuffix("_gated") in _RATES:
+        return 0.0, 1.0
+    if metric.startswith("principal_angle"):
+        return 0.0, 90.0
+    return (0.0, 2.0) if metric == "utility_mean" else (-math.inf, math.inf)
+
+
+def estimates(rows: pd.DataFrame) -> list[Interval]:
+    """The rows of a table as estimates, in their order."""
+    value, low, high = (pd.to_numeric(rows[name]).to_numpy(dtype=np.float64, na_value=np.nan).tolist() for name in ("value", "low", "high"))
+    return [Interval(*numbers) for numbers in zip(value, low, high, rows["n"].astype(int), strict=True)]
 
 
 def _stack(anchors: Iterable[AnchorRef], measure: Measure, file: str, head: tuple[str, ...] = HEAD) -> pd.DataFrame:
@@ -86,9 +106,7 @@ def _stack(anchors: Iterable[AnchorRef], measure: Measure, file: str, head: tupl
             part = pd.read_parquet(path)
         except (OSError, ValueError) as error:
             raise StoreError(f"Cannot read table '{path}': {error}", fix="Delete that stage folder and run again") from error
-        for place, (column, value) in enumerate(zip(CELL, (anchor.arm, anchor.seed, anchor.step), strict=True)):
-            part.insert(place, column, value)
-        parts.append(part)
+        parts.append(part.assign(arm=anchor.arm, seed=anchor.seed, step=anchor.step))
     return _joined(parts, head)
 
 

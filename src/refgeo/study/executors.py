@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from refgeo.config.schema import Study
 from refgeo.study.claims import RENEW_EVERY, Claim, this_process
@@ -30,6 +30,7 @@ PATIENCE = 5.0
 Message = dict[str, object] | None
 
 
+@runtime_checkable
 class Screen(Protocol):
     """Whoever wants to know how the study goes."""
 
@@ -112,6 +113,9 @@ class Worker:
         """End the process; it has nothing to save."""
         if self.process.poll() is None:
             self.process.terminate()
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
         try:
             self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -182,7 +186,10 @@ class LocalExecutor:
         stage = worker.stage
         if message is None:
             self._workers = [None if other is worker else other for other in self._workers]
-            worker.process.wait()
+            # Its output ends a moment before the process does; how it ended is wanted below.
+            with suppress(subprocess.TimeoutExpired):
+                worker.process.wait(PATIENCE)
+            worker.stop()
             if stage is not None:
                 schedule.fail(stage.id, self._obituary(worker, stage), crashed=True)
                 screen.failed(stage, schedule.failed[stage.id])

@@ -136,7 +136,10 @@ def differences(old: object, new: object, path: str = "") -> Iterable[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
             place = f"{path}.{key}" if path else str(key)
-            yield from differences(old.get(key), new.get(key), place)
+            if key in old and key in new:
+                yield from differences(old[key], new[key], place)
+            else:
+                yield f"{place} {_short(old[key])} -> (absent)" if key in old else f"{place} (absent) -> {_short(new[key])}"
     elif canonical(old) != canonical(new):
         yield f"{path} {_short(old)} -> {_short(new)}"
 

@@ -1,16 +1,17 @@
 """The paper's method as stages over files, in the order of the paper. Reading this file is reading what a study does.
 
-    cases                   attacked prompts, optimized once against the starting model and replayed everywhere
-    arms x seeds            training; checkpoints appear at the anchors while it runs
-    reference               the checkpoint that drift is measured from, where a rule has to find it
-    start, arms x anchors   behavior, geometry, drift, intervention, stress
-    report                  tables, figures, claims, page
+cases                   attacked prompts, optimized once against the starting model and replayed everywhere
+arms x seeds            training; checkpoints appear at the anchors while it runs
+reference               the checkpoint that drift is measured from, where a rule has to find it
+start, arms x anchors   behavior, geometry, drift, intervention, stress
+report                  tables, figures, claims, page
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from refgeo.config.schema import ReferenceRule, Study
 from refgeo.study import layout
@@ -39,6 +40,17 @@ URGENCY = ("r2d2", "cases", "sft", "reference", "geometry", "intervention", "str
 RUN = Path()
 CASES = "cases/fixed"
 REPORT = "report"
+
+
+class Place(NamedTuple):
+    """Which weights a stage is about."""
+
+    arm: str | None = None
+    seed: int | None = None
+    step: int | None = None
+
+
+ANYWHERE = Place()
 
 
 def study_graph(store: Store, study: Study, digests: Digests, builder: str) -> Graph:
@@ -88,12 +100,12 @@ def training(slices: Slices) -> Iterator[Stage]:
                 inner = study.train.r2d2
                 work += f", each with {inner.cases_per_step} cases x {inner.attack.steps} attack steps x {inner.attack.width} candidates"
             settings = slices.train(arm, seed)
-            yield make(train, layout.train_folder(RUN, arm, seed), "train", settings, arm=arm, seed=seed, work=work)
+            yield make(train, layout.train_folder(RUN, arm, seed), "train", settings, place=Place(arm, seed), work=work)
             for step in layout.anchor_steps(study, layout.configured_reference(study, arm)):
                 if step > 0:
                     folder = layout.own_folder(RUN, study, arm, seed, step) / "adapter"
-                    place = {"arm": arm, "seed": seed, "step": step}
-                    yield make(checkpoint_id(arm, seed, step), folder, "checkpoint", {"step": step}, made_by=train, **place)
+                    place = Place(arm, seed, step)
+                    yield make(checkpoint_id(arm, seed, step), folder, "checkpoint", {"step": step}, made_by=train, place=place)
             rule = {name: value for name, value in study.anchors.reference.items() if name == arm}.get(arm)
             if isinstance(rule, ReferenceRule):
                 source = study.data.behaviors_val or study.data.behaviors_train
@@ -104,7 +116,15 @@ def training(slices: Slices) -> Iterator[Stage]:
                     "max_new_tokens": study.behavior.max_new_tokens,
                 }
                 folder = layout.reference_folder(RUN, arm, seed) / "adapter"
-                yield make(reference_id(arm, seed), folder, "reference", chosen, inputs=(train,), arm=arm, seed=seed, work="direct requests at each save")
+                yield make(
+                    reference_id(arm, seed),
+                    folder,
+                    "reference",
+                    chosen,
+                    inputs=(train,),
+                    place=Place(arm, seed),
+                    work="direct requests at each save",
+                )
 
 
 def measuring(slices: Slices, references: dict[tuple[str, int], int | None]) -> Iterator[Stage]:
@@ -127,11 +147,13 @@ def measures(
 ) -> Iterator[Stage]:
     """What is measured on one set of weights (None: the starting model)."""
     study = slices.study
-    place = {"arm": arm, "seed": seed, "step": step}
+    place = Place(arm, seed, step)
     model = () if weights is None else (weights,)
     settings: Slice = {**slices.evaluation(), "source_attack": slices.attack(study.source_attack)}
     tails = f"{len(study.behavior.tails)} kinds of tail"
-    yield make(f"{anchor}/behavior", folder / "behavior", "behavior", settings, inputs=(*model, CASES), work=f"all sets, {tails}", **place)
+    yield make(
+        f"{anchor}/behavior", folder / "behavior", "behavior", settings, inputs=(*model, CASES), work=f"all sets, {tails}", place=place
+    )
     settings = {
         "model": slices.model(),
         "probes": slices.source(study.data.probes),
@@ -141,19 +163,19 @@ def measures(
         "seed": study.seed,
     }
     work = f"{len(study.geometry.positions)} positions x all layers"
-    yield make(f"{anchor}/geometry", folder / "geometry", "geometry", settings, inputs=model, work=work, **place)
+    yield make(f"{anchor}/geometry", folder / "geometry", "geometry", settings, inputs=model, work=work, place=place)
     chosen = study.anchors.steps if study.intervention.steps is None else study.intervention.steps
     if study.intervention.enabled and step in chosen:
         own = study.intervention.model_dump(mode="json", exclude={"enabled", "steps"})
         settings = {**slices.evaluation(), "intervention": own, "geometry": slices.geometry()}
         inputs = (*model, CASES, f"{anchor}/geometry")
         work = f"{study.intervention.prompts} prompts of each set x (interventions + {study.intervention.controls} controls)"
-        yield make(f"{anchor}/intervention", folder / "intervention", "intervention", settings, inputs=inputs, work=work, **place)
+        yield make(f"{anchor}/intervention", folder / "intervention", "intervention", settings, inputs=inputs, work=work, place=place)
     chosen = (0, *study.anchors.steps) if study.stress.steps is None else study.stress.steps
     if study.stress.enabled and step in chosen:
         attack = study.stress.attack
         work = f"{study.stress.behaviors} behaviors x {attack.steps} attack steps x {attack.width} candidates"
-        yield make(f"{anchor}/stress", folder / "stress", "stress", slices.stress(), inputs=model, work=work, **place)
+        yield make(f"{anchor}/stress", folder / "stress", "stress", slices.stress(), inputs=model, work=work, place=place)
 
 
 def drifts(slices: Slices, arm: str, seed: int, steps: list[int], reference: int) -> Iterator[Stage]:
@@ -166,7 +188,7 @@ def drifts(slices: Slices, arm: str, seed: int, steps: list[int], reference: int
             compared = tuple(geometry_id(arm, seed, other) for other in dict.fromkeys((step, *others.values())))
             folder = layout.own_folder(RUN, study, arm, seed, step) / "drift"
             name = f"{anchor_id(arm, seed, step)}/drift"
-            yield make(name, folder, "drift", {**settings, "to": others}, inputs=compared, arm=arm, seed=seed, step=step)
+            yield make(name, folder, "drift", {**settings, "to": others}, inputs=compared, place=Place(arm, seed, step))
 
 
 def drift_targets(steps: list[int], step: int, reference: int) -> dict[str, int]:
@@ -190,13 +212,11 @@ def make(
     settings: Slice,
     inputs: tuple[str, ...] = (),
     made_by: str | None = None,
-    arm: str | None = None,
-    seed: int | None = None,
-    step: int | None = None,
+    place: Place = ANYWHERE,
     work: str = "",
 ) -> Stage:
     """A stage whose function, version and priority follow from its kind."""
-    urgent = arm if kind == "train" and arm is not None else kind
+    urgent = place.arm if kind == "train" and place.arm is not None else kind
     return Stage(
         id=name,
         folder=folder,
@@ -207,9 +227,9 @@ def make(
         priority=URGENCY.index(urgent) if urgent in URGENCY else 0,
         made_by=made_by,
         kind=kind,
-        arm=arm,
-        seed=seed,
-        step=step,
+        arm=place.arm,
+        seed=place.seed,
+        step=place.step,
         work=work,
     )
 

@@ -46,7 +46,10 @@ class Slices:
     def judge(self) -> Slice:
         """How completions are judged."""
         settings = self.study.judge
-        files = {name: None if path is None else self.place(path) for name, path in (("refusals", settings.refusals), ("grammar", settings.grammar))}
+        files = {
+            name: None if path is None else self.place(path)
+            for name, path in (("refusals", settings.refusals), ("grammar", settings.grammar))
+        }
         return {**settings.model_dump(mode="json"), **files}
 
     def evaluation(self) -> Slice:

@@ -18,10 +18,9 @@ from torch import Tensor
 from refgeo.attacks.cases import Case, load_cases, save_cases
 from refgeo.attacks.gcg import attack
 from refgeo.attacks.start import initial_cases
-from refgeo.config.schema import ReferenceRule, Source
+from refgeo.config.schema import Arm, ReferenceRule
 from refgeo.data.load import load_audit, load_behaviors, load_filler, load_probes, load_strongreject, load_xstest
 from refgeo.data.rows import Behavior
-from refgeo.errors import RefgeoError
 from refgeo.judging import make_judge
 from refgeo.judging.verdict import Judge
 from refgeo.lm.model import LanguageModel, load
@@ -85,14 +84,18 @@ def reference(job: Job) -> None:
     for number, folder in enumerate(folders):
         job.progress(number, len(folders), f"direct refusal at {folder.name}")
         step = int(folder.name.removeprefix("step-"))
-        refusal[step] = _direct_refusal(load(study.model, folder / "adapter"), asked, judge, study.behavior.max_new_tokens, study.behavior.batch)
+        refusal[step] = _direct_refusal(
+            load(study.model, folder / "adapter"), asked, judge, study.behavior.max_new_tokens, study.behavior.batch
+        )
         chosen = stable_from(refusal, rule)
         if chosen is not None:
             _copy(saves / layout.step_name(chosen) / "adapter", job.out)
             break
     found = {"step": chosen or 0, "refusal": refusal, "rule": rule.model_dump()}
     if chosen is None:
-        found["reason"] = f"no {rule.saves} saves in a row refused at least {rule.refusal:.0%} of direct requests; the start is the reference"
+        found["reason"] = (
+            f"no {rule.saves} saves in a row refused at least {rule.refusal:.0%} of direct requests; the start is the reference"
+        )
     (job.out / layout.ANCHOR).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
@@ -149,7 +152,16 @@ def intervention(job: Job) -> None:
     items: Sequence[Item] = evaluation_items(_sets(job), _cases(job))
     judge = make_judge(study.judge)
     measured = measure_intervention(
-        _model(job), items, _tensors(folder), _carrier(folder), judge, study.intervention, study.behavior, study.geometry, study.seed, job.progress
+        _model(job),
+        items,
+        _tensors(folder),
+        _carrier(folder),
+        judge,
+        study.intervention,
+        study.behavior,
+        study.geometry,
+        study.seed,
+        job.progress,
     )
     _write(job.out, measured.table, measured.transcripts)
 
@@ -225,9 +237,8 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copytree(source, target, dirs_exist_ok=True)
 
 
-def _arm(job: Job) -> str:
-    assert job.stage.arm is not None
-    return job.stage.arm
+def _arm(job: Job) -> Arm:
+    return next(arm for arm in job.study.train.arms if arm == job.stage.arm)
 
 
 def _seed(job: Job) -> int:

@@ -68,8 +68,8 @@ class Store:
             raise StoreError(f"'{self.run}' has format {layout}", expected=f"format {FORMAT}", fix="Use the refgeo version that made it")
         return name
 
-    def create(self, name: str, config: str) -> None:
-        """Make the folder this study's, with its configuration as it is now. Raises ``StoreError`` as ``check`` does, before writing."""
+    def create(self, name: str) -> None:
+        """Make the folder this study's. Raises ``StoreError`` as ``check`` does, before writing."""
         self.check(name)
         with storing(self.run):
             self.run.mkdir(parents=True, exist_ok=True)
@@ -78,9 +78,12 @@ class Store:
             if not (self.run / MANIFEST).exists():
                 manifest = {"study": name, "format": FORMAT, "refgeo": __version__, "created": now()}
                 write_text(self.run / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-            if not (self.run / CONFIG).exists() or (self.run / CONFIG).read_text(encoding="utf-8") != config:
-                write_text(self.run / CONFIG, config)
         self.tidy()
+
+    def keep_config(self, config: str) -> None:
+        """Store the configuration that the folder is worked on with."""
+        with storing(self.run):
+            write_text(self.run / CONFIG, config)
 
     def tidy(self) -> None:
         """Remove what dead processes left: temporary folders, claims, progress."""

@@ -6,6 +6,7 @@ ends and so does the worker, in the middle of whatever it does.
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import json
 import os
@@ -16,6 +17,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
+
+from safetensors import SafetensorError
 
 from refgeo.config.schema import Study
 from refgeo.errors import RefgeoError
@@ -67,20 +70,29 @@ def serve(store: Store, study: Study, ticket: Ticket, replies: TextIO) -> None:
     stop = threading.Event()
     threading.Thread(target=_renew, args=(claim, stop), daemon=True).start()
     reporter = Reporter(store.progress(ticket.stage))
+    message = None
     try:
         run(store, study, ticket, reporter, made=lambda product: reply("made", product=product))
-        reply("done")
     except RefgeoError as error:
-        reply("failed", message=str(error))
+        message = str(error)
     except OSError as error:
         meant = storage_error(error, store.run)
         if meant is None:
             raise
-        reply("failed", message=str(meant))
+        message = str(meant)
+    except SafetensorError as error:
+        if "No space left" not in str(error):
+            raise
+        message = str(storage_error(OSError(errno.ENOSPC, str(error)), store.run))
     finally:
         stop.set()
         reporter.close()
         claim.release()
+    _drop_if_empty(store.log(ticket.stage))
+    if message is None:
+        reply("done")
+    else:
+        reply("failed", message=message)
 
 
 def run(store: Store, study: Study, ticket: Ticket, reporter: Reporter, made: Callable[[str], None]) -> None:
@@ -107,6 +119,13 @@ def _send_output_to(log: Path) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
+
+
+def _drop_if_empty(log: Path) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if log.is_file() and log.stat().st_size == 0:
+        log.unlink()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from refgeo.config.schema import Arm, Study, TrainSettings
 from refgeo.data.load import load_behaviors, load_chat
 from refgeo.errors import ConfigError, NonFinite
 from refgeo.lm.adapters import merged
-from refgeo.lm.model import LanguageModel, load
+from refgeo.lm.model import LanguageModel, load, quiet_peft
 from refgeo.training.batches import CleanBatches
 from refgeo.training.checkpoint import resume, save, trainable, write_weights
 from refgeo.training.losses import away_loss, clean_loss, reply_logits, toward_loss
@@ -84,7 +84,8 @@ def prepare(lm: LanguageModel, settings: TrainSettings, seed: int) -> LanguageMo
             task_type=TaskType.CAUSAL_LM, r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets
         )
         try:
-            net = get_peft_model(lm.net, config)
+            with quiet_peft():
+                net = get_peft_model(lm.net, config)
         except ValueError as error:
             problem = f"train.lora.targets does not fit model '{lm.name}': {error}"
             raise ConfigError(problem, fix="Name its linear layers or use all-linear") from error

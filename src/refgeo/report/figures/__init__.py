@@ -1,1 +1,1 @@
-"""Figures of the page, one module per section. Each returns panels: a plotly figure in words and numbers, or the reason why there is none."""
+"""Figures of the page, one module per section. Each returns panels: a figure with its words and numbers, or why there is none."""

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 
-from refgeo.report.figures.style import Panel, arm_color, arm_name, blank, color, reason, told
-from refgeo.report.tables import Tables
+from refgeo.report.compare import has_interval
+from refgeo.report.figures.style import Panel, arm_color, arm_name, arm_order, blank, color, reason
+from refgeo.report.rules import told
+from refgeo.report.tables import Tables, estimates
+from refgeo.statistics import Interval, exact
 
 KINDS = {"ablate_single": "Removing the direction", "ablate_topk": "Removing the top-k subspace", "add": "Adding the direction"}
 METRICS = (
@@ -16,7 +23,36 @@ METRICS = (
     ("audit", "utility_mean", "benign utility (0 to 2)"),
 )
 MISPLACED = {"wrong_layer": "triangle-up-open", "wrong_position": "square-open"}
-MOST_ROWS = 12
+Cell = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """All rows of one intervention and one metric, with the baseline's value of every arm, seed and step."""
+
+    rows: pd.DataFrame
+    metric: str
+    before: Mapping[Cell, float]
+
+    def anchors(self) -> list[tuple[str, int]]:
+        """Arm and step; the start, which all arms share, once and first."""
+        lead = arm_order(self.rows["arm"])[0]
+        known = {(str(arm), int(step)) for arm, step in self.rows[["arm", "step"]].itertuples(index=False, name=None)}
+        shown = (key for key in known if key[1] > 0 or key[0] == lead)
+        return sorted(shown, key=lambda key: (key[1] > 0, key[0] != "r2d2", key))
+
+    def moves(self, arm: str, step: int, direction: str) -> list[float]:
+        """Change from the baseline, one per seed and draw."""
+        chosen = self.rows[(self.rows["metric"] == self.metric) & (self.rows["arm"] == arm) & (self.rows["step"] == step)]
+        chosen = chosen[chosen["direction"] == direction]
+        cells = zip(chosen["seed"], chosen["value"], strict=True)
+        found = [float(value) - self.before.get((arm, int(seed), step), np.nan) for seed, value in cells]
+        return [move for move in found if np.isfinite(move)]
+
+    def effects(self, arm: str, step: int) -> list[Interval]:
+        """The carrier's paired effect, one per seed."""
+        chosen = self.rows[(self.rows["metric"] == f"{self.metric}_delta") & (self.rows["arm"] == arm) & (self.rows["step"] == step)]
+        return estimates(chosen[chosen["direction"] == "carrier"])
 
 
 def effects(tables: Tables) -> list[Panel]:
@@ -24,61 +60,89 @@ def effects(tables: Tables) -> list[Panel]:
     table = tables.intervention
     if table.empty or "intervention" not in table:
         return [Panel("Interventions", missing=reason("intervention.csv"), wide=True)]
+    whole = table[(table["subset"] == "all") & table["value"].notna()]
     panels = []
-    for kind, title in KINDS.items():
-        of_kind = table[table["intervention"] == kind]
-        strengths = sorted(of_kind["strength"].dropna().unique()) if "strength" in of_kind else [np.nan]
-        for strength in strengths:
-            chosen = of_kind[of_kind["strength"] == strength] if np.isfinite(strength) else of_kind
-            named = title if kind != "add" and strength in (1.0,) or not np.isfinite(strength) else f"{title}, strength {strength:g}"
-            for set_name, metric, words in METRICS:
-                panel = _strip(table, chosen, set_name, metric, words, named)
-                if panel is not None:
-                    panels.append(panel)
+    for group, chosen in _kinds(whole):
+        for set_name, metric, words in METRICS:
+            rows = chosen[(chosen["set"] == set_name) & chosen["metric"].isin([metric, f"{metric}_delta"])]
+            base = whole[(whole["intervention"] == "baseline") & (whole["set"] == set_name) & (whole["metric"] == metric)]
+            if rows.empty or base.empty:
+                continue
+            keys = base[["arm", "seed", "step"]].itertuples(index=False, name=None)
+            before = {(str(arm), int(seed), int(step)): float(value) for (arm, seed, step), value in zip(keys, base["value"], strict=True)}
+            panels.append(_panel(_Strip(rows, metric, before), words, group))
     return panels or [Panel("Interventions", missing="intervention.csv holds no interventions beside the baseline.", wide=True)]
 
 
-def _strip(table: pd.DataFrame, chosen: pd.DataFrame, set_name: str, metric: str, words: str, group: str) -> Panel | None:
-    whole = chosen[(chosen["set"] == set_name) & (chosen["subset"] == "all")]
-    plain = whole[whole["metric"] == metric]
-    base = table[(table["intervention"] == "baseline") & (table["set"] == set_name) & (table["subset"] == "all") & (table["metric"] == metric)]
-    if plain.empty or base.empty:
-        return None
-    before = base.set_index(["arm", "seed", "step"])["value"].to_dict()
-    anchors = [key for key in plain[["arm", "step"]].drop_duplicates().itertuples(index=False, name=None) if key[1] > 0 or key[0] == plain["arm"].iloc[0]]
-    anchors = anchors[-MOST_ROWS:]
-    figure = blank(height=70 + 34 * len(anchors), left=92, right=14)
-    rows = [["anchor", "carrier, change from baseline", "controls: middle 95%"]]
-    names = []
-    for arm, step in anchors:
-        name = "start" if step == 0 else f"{arm_name(arm)} {step}"
-        names.append(name)
-        here = plain[(plain["arm"] == arm) & (plain["step"] == step)]
-        moved = here["value"] - [before.get(key, np.nan) for key in here[["arm", "seed", "step"]].itertuples(index=False, name=None)]
-        controls = moved[here["direction"] == "random"].dropna()
-        jitter = np.random.default_rng(0).uniform(-0.16, 0.16, len(controls))
-        row = len(names) - 1
-        figure.add_scatter(
-            x=controls.tolist(), y=(row + jitter).tolist(), mode="markers", marker={"size": 5, "color": color("control")}, hoverinfo="text",
-            text=[f"{name}: random direction<br>{told(value, np.nan, np.nan)}" for value in controls],
-        )  # fmt: skip
+def _kinds(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of every kind and strength, under their headings. Controls have their own strength: they belong to the carrier's."""
+    found = []
+    for kind, title in KINDS.items():
+        rows = table[table["intervention"] == kind]
+        strengths = sorted(rows["strength"].dropna().unique()) if "strength" in rows else []
+        for strength in strengths or [None]:
+            chosen = rows if strength is None else rows[rows["strength"] == strength]
+            plain = strength is None or (strength == 1.0 and kind != "add")
+            found.append((title if plain else f"{title}, strength {strength:+g}".replace("-", "\u2212"), chosen))
+    return found
+
+
+def _panel(strip: _Strip, words: str, group: str) -> Panel:
+    anchors = strip.anchors()
+    figure = blank(height=66 + 27 * len(anchors), left=84, right=12)
+    rows = [["anchor", "direction: change from baseline", "random directions: median, middle 95%, how many"]]
+    names = ["start" if step == 0 else f"{arm_name(arm)} {step}" for arm, step in anchors]
+    for row, ((arm, step), name) in enumerate(zip(anchors, names, strict=True)):
+        controls = strip.moves(arm, step, "random")
+        _controls(figure, row, name, controls)
         for direction, symbol in MISPLACED.items():
-            points = moved[here["direction"] == direction].dropna()
-            figure.add_scatter(
-                x=points.tolist(), y=[row] * len(points), mode="markers", marker={"size": 9, "symbol": symbol, "color": color("soft"), "line": {"width": 1.5}},
-                text=[f"{name}: {direction.replace('_', ' ')}<br>{told(value, np.nan, np.nan)}" for value in points], hoverinfo="text",
-            )  # fmt: skip
-        deltas = whole[(whole["arm"] == arm) & (whole["step"] == step) & (whole["metric"] == f"{metric}_delta") & (whole["direction"] == "carrier")]
-        told_deltas = [(float(one.value), float(one.low), float(one.high), int(one.n), int(one.seed)) for one in deltas.itertuples()]
-        for value, low, high, n, seed in told_deltas:
-            whisker = {"type": "data", "symmetric": False, "array": [max(high - value, 0.0)], "arrayminus": [max(value - low, 0.0)], "color": arm_color(arm), "thickness": 1.4, "width": 0}
-            figure.add_scatter(
-                x=[value], y=[row], mode="markers", marker={"size": 11, "symbol": "diamond", "color": arm_color(arm), "line": {"color": color("paper"), "width": 1.2}},
-                error_x=whisker if np.isfinite(low) and np.isfinite(high) else None, text=[f"{name}, seed {seed}: carrier<br>{told(value, low, high, n)}"], hoverinfo="text",
-            )  # fmt: skip
-        spread = "none" if controls.empty else told(float(controls.median()), *(float(end) for end in controls.quantile([0.025, 0.975])))
-        rows.append([name, "; ".join(told(*one[:4]) for one in told_deltas) or "none", spread])
-    figure.add_vline(x=0, line={"color": color("soft"), "width": 1})
-    figure.update_xaxes(showgrid=True, title_text=f"change of {words}", nticks=6)
-    figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.5, -0.5], showgrid=False, tickfont={"size": 12, "color": color("ink")})
+            moves = strip.moves(arm, step, direction)
+            marker = {"size": 8, "symbol": symbol, "color": color("soft"), "line": {"width": 1.4}}
+            _dots(
+                figure,
+                moves,
+                [row] * len(moves),
+                [f"{name}: {direction.replace('_', ' ')}<br>{told(exact(move))}" for move in moves],
+                marker,
+            )
+        carried = strip.effects(arm, step)
+        ink = color("other") if step == 0 else arm_color(arm)
+        _effects(figure, row, name, carried, ink)
+        middle, low, high = np.quantile(controls, [0.5, 0.025, 0.975]).tolist() if controls else (np.nan, np.nan, np.nan)
+        spread = told(Interval(middle, low, high, len(controls))) if controls else "none"
+        rows.append([name, "; ".join(told(one) for one in carried) or "none", spread])
+    figure.add_vline(x=0, line={"color": color("soft"), "width": 1}, layer="below")
+    figure.update_xaxes(showgrid=True, title_text="change from baseline", nticks=4)
+    ticks = {"tickvals": list(range(len(names))), "ticktext": names, "tickfont": {"size": 12, "color": color("ink")}}
+    figure.update_yaxes(range=[len(names) - 0.5, -0.5], showgrid=False, **ticks)
     return Panel(words[0].upper() + words[1:], "", figure, rows=rows, group=group)
+
+
+def _controls(figure: go.Figure, row: int, name: str, moves: Sequence[float]) -> None:
+    # The scatter across the row means nothing; it only keeps equal values apart.
+    jitter = np.random.default_rng(0).uniform(-0.2, 0.2, len(moves))
+    text = [f"{name}: random direction<br>{told(exact(move))}" for move in moves]
+    _dots(figure, moves, (row + jitter).tolist(), text, {"size": 4.5, "color": color("control")})
+
+
+def _effects(figure: go.Figure, row: int, name: str, found: Sequence[Interval], ink: str) -> None:
+    known = [one if has_interval(one) else Interval(one.value, one.value, one.value, one.n) for one in found]
+    whiskers = {
+        "type": "data",
+        "symmetric": False,
+        "array": [max(one.high - one.value, 0.0) for one in known],
+        "arrayminus": [max(one.value - one.low, 0.0) for one in known],
+        "color": ink,
+        "thickness": 1.4,
+        "width": 0,
+    }
+    marker = {"size": 10, "symbol": "diamond", "color": ink, "line": {"color": color("paper"), "width": 1.2}}
+    text = [f"{name}: the direction itself<br>{told(one)}" for one in found]
+    _dots(figure, [one.value for one in found], [row] * len(found), text, marker, error_x=whiskers)
+
+
+def _dots(
+    figure: go.Figure, x: Sequence[float], y: Sequence[float], text: Sequence[str], marker: Mapping[str, object], **more: object
+) -> None:
+    if x:
+        figure.add_scatter(x=list(x), y=list(y), mode="markers", marker=dict(marker), text=list(text), hoverinfo="text", **more)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
+
 import numpy as np
 import pandas as pd
 
-from refgeo.report.figures.curves import Line, curve, select
-from refgeo.report.figures.style import Panel, arm_name, blank, color, reason
+from refgeo.report.figures.curves import QUIET, Line, curve, select
+from refgeo.report.figures.style import Panel, arm_name, arm_order, blank, color, reason
 from refgeo.report.rules import number
 from refgeo.report.tables import Tables
 
@@ -21,7 +23,7 @@ def maps(tables: Tables) -> list[Panel]:
     bounds = color_bounds(scan)
     panels: list[Panel] = []
     for seed, of_seed in scan.groupby("seed"):
-        for arm in dict.fromkeys(of_seed["arm"]):
+        for arm in arm_order(of_seed["arm"]):
             of_arm = of_seed[of_seed["arm"] == arm]
             for step, candidates in of_arm.groupby("step"):
                 if step == 0 and any(panel.title == "The start" and panel.group == f"seed {seed}" for panel in panels):
@@ -42,35 +44,50 @@ def color_bounds(scan: pd.DataFrame) -> tuple[float, float]:
 def drift(tables: Tables) -> list[Panel]:
     """Depth of the carrier, principal angles with their split-half floors, cosine to the reference's carrier, effective rank."""
     table = tables.geometry
+    loudest = Line("best_effect", "carrier_depth", name=QUIET, dash="dot")
+    generated = "generated_refusal_change_over_controls"
     panels = [
         curve(
             "Depth of the carrier",
-            "0 is the first layer, 1 the last. Absent where no candidate is admissible.",
-            [(table, Line("carrier", "carrier_depth"))],
-        )
+            "0: first layer, 1: last. Solid: best admissible candidate, absent where none is. Dotted: largest effect, admissible or not.",
+            [(table, Line("carrier", "carrier_depth")), (table, loudest)],
+        ),
+        curve(
+            "Generated refusal without it",
+            "Change when the direction is removed, beyond random directions, on prompts that did not select it. Dotted: largest effect.",
+            [(table, Line("carrier", generated)), (table, Line("best_effect", generated, name=QUIET, dash="dot"))],
+            limits=(None, None),
+        ),
     ]
     for place in (1, 2, 3):
-        which = {"layer": "field", "to": "reference"}
-        floor = Line("drift", f"principal_angle_{place}_floor", which, name="floor", dash="dot")
+        which = {"scope": "field", "to": "reference"}
+        floor = Line("drift", f"principal_angle_{place}_floor", which, name=QUIET, dash="dot")
         panels.append(
             curve(
                 f"Principal angle {place} to the reference",
                 "Degrees between the top-3 subspaces of the whole field. Dotted: the angle between two halves of the same prompts.",
                 [(table, Line("drift", f"principal_angle_{place}", which)), (table, floor)],
-                limits=(0.0, 90.0),
+                limits=(0.0, None),
             )
         )
     panels.append(
         curve(
             "Cosine to the reference's carrier",
             "1: the same direction; 0: an unrelated one.",
-            [(table, Line("drift", "carrier_cosine", {"to": "reference"}))],
-            limits=(-1.0, 1.0),
+            [(table, Line("drift", "carrier_cosine", {"scope": "carrier", "to": "reference"}))],
+            limits=(None, 1.0),
         )
     )
     for matrix, words in (("raw", "as it is"), ("normalized", "with every row at length 1, so that norms do not speak")):
         line = Line("field", "effective_rank", {"matrix": matrix})
-        panels.append(curve(f"Effective rank, {matrix}", f"Exponential of the entropy of the field's energy spectrum, {words}.", [(table, line)], limits=None))
+        panels.append(
+            curve(
+                f"Effective rank, {matrix}",
+                f"Exponential of the entropy of the field's energy spectrum, {words}.",
+                [(table, line)],
+                limits=(1.0, None),
+            )
+        )
     return panels
 
 
@@ -101,26 +118,42 @@ def _map(geometry: pd.DataFrame, candidates: pd.DataFrame, arm: str, seed: int, 
         marker={"size": 5, "color": color("ink"), "line": {"color": color("paper"), "width": 1}},
         hoverinfo="skip",
     )
+    for name, dash in (("carrier", "solid"), ("best_effect", "dot")):
+        for layer, position in _places(candidates, name):
+            row = positions.index(position)
+            corners = {"x0": layer - 0.5, "x1": layer + 0.5, "y0": row - 0.5, "y1": row + 0.5}
+            figure.add_shape(type="rect", line={"color": color("mark"), "width": 2.2, "dash": dash}, **corners)
     here = geometry[(geometry["arm"] == arm) & (geometry["seed"] == seed) & (geometry["step"] == step)]
-    spot = {name: select(here, "carrier", f"carrier_{name}")["value"].tolist() for name in ("layer", "position")}
-    caption = f"{len(admissible)} of {len(candidates)} admissible"
-    if spot["layer"] and spot["position"]:
-        layer, position = int(spot["layer"][0]), int(spot["position"][0])
-        row = positions.index(position) if position in positions else None
-        if row is not None:
-            figure.add_shape(type="rect", x0=layer - 0.5, x1=layer + 0.5, y0=row - 0.5, y1=row + 0.5, line={"color": color("mark"), "width": 2.5})
-        caption += f"; best: layer {layer}, position {position}"
-        accepted = select(here, "carrier", "is_carrier")["value"].tolist()
-        caption += "" if not accepted or accepted[0] else ", which does not change generated refusal"
-    else:
-        caption += "; none, so no carrier"
+    caption = f"{len(admissible)} of {len(candidates)} admissible. {_carrier_words(candidates, here)}"
     figure.update_xaxes(tickvals=layers if len(layers) <= 12 else layers[:: max(1, len(layers) // 8)], title_text="layer", ticks="")
-    figure.update_yaxes(showgrid=False, title_text="")
+    figure.update_yaxes(showgrid=False, type="category", categoryorder="array", categoryarray=[str(position) for position in positions])
     title = "The start" if step == 0 else f"{arm_name(arm)} at step {step}"
-    return Panel(title, caption + ".", figure, group=f"seed {seed}")
+    return Panel(title, caption, figure, group=f"seed {seed}")
 
 
-def _hover(candidate: dict[str, object], shown: list[str]) -> str:
+def _places(candidates: pd.DataFrame, name: str) -> list[tuple[int, int]]:
+    """Layer and position of the candidate that the scan marks as ``name``; a carrier is not marked again as the largest effect."""
+    if name not in candidates:
+        return []
+    marked = candidates[candidates[name].astype(bool)]
+    if name == "best_effect" and "carrier" in candidates:
+        marked = marked[~marked["carrier"].astype(bool)]
+    return [(int(layer), int(position)) for layer, position in marked[["layer", "position"]].itertuples(index=False)]
+
+
+def _carrier_words(candidates: pd.DataFrame, geometry: pd.DataFrame) -> str:
+    """Which candidate was chosen and whether it does anything in what the model writes."""
+    for name, words in (("carrier", "Best"), ("best_effect", "Largest effect")):
+        for layer, position in _places(candidates, name):
+            accepted = select(geometry, name, "is_carrier")["value"].tolist()
+            proven = (
+                "" if not accepted else ", which changes generated refusal" if accepted[0] else ", which leaves generated refusal as it is"
+            )
+            return f"{words}: layer {layer}, position {position}{proven}.".replace("-", "\u2212")
+    return "No direction stands out."
+
+
+def _hover(candidate: Mapping[Hashable, object], shown: list[str]) -> str:
     parts = [f"layer {candidate['layer']}, position {candidate['position']}", f"S_total {number(float(str(candidate['s_total'])))}"]
     parts += [f"{name} {number(float(str(candidate[name])))}" for name in shown]
     return "<br>".join([*parts, "admissible" if candidate.get("admissible") else "not admissible"])

@@ -6,8 +6,10 @@ import pandas as pd
 
 from refgeo.report.figures.behavior import full_budget
 from refgeo.report.figures.curves import Line, by_step, curve, select
-from refgeo.report.figures.style import Panel, arm_color, arm_name, blank, color, label, reason, spaced, told
+from refgeo.report.figures.style import Panel, arm_color, arm_name, arm_order, blank, color, label, reason, spaced
+from refgeo.report.rules import told
 from refgeo.report.tables import Tables
+from refgeo.statistics import Interval
 
 METRIC = "asr_adaptive_gcg"
 
@@ -16,14 +18,20 @@ def attacks(tables: Tables) -> list[Panel]:
     """Per arm: adaptive, fixed and direct success over steps; then success by budget at each anchor."""
     stress = full_budget(tables.stress)
     panels = []
-    for arm in dict.fromkeys(tables.behavior["arm"]):
+    for arm in arm_order(tables.behavior["arm"]):
         lines = [
             (stress, Line("adaptive_gcg", METRIC, name="adaptive", arms=(arm,))),
             (tables.behavior, Line("fixed", "asr_fixed", name="fixed", dash="dash", arms=(arm,))),
             (tables.behavior, Line("direct", "asr_direct", name="direct", dash="dot", arms=(arm,))),
         ]
-        panels.append(curve(f"{arm_name(arm)}: three ways to ask", "Attack success: solid adapts to the anchor, dashed is the frozen attack, dotted asks plainly.", lines))
-    return panels + [_budgets(tables.stress, str(arm)) for arm in dict.fromkeys(tables.stress["arm"])]
+        panels.append(
+            curve(
+                f"{arm_name(arm)}: three ways to ask",
+                "Attack success: solid adapts to the anchor, dashed is the frozen attack, dotted asks plainly.",
+                lines,
+            )
+        )
+    return panels + [_budgets(tables.stress, arm) for arm in arm_order(tables.stress["arm"])]
 
 
 def _budgets(stress: pd.DataFrame, arm: str) -> Panel:
@@ -35,28 +43,40 @@ def _budgets(stress: pd.DataFrame, arm: str) -> Panel:
         return Panel(title, caption, missing=reason("stress.csv"))
     budgets = sorted(int(budget) for budget in found["attack_steps"].unique())
     if len(budgets) < 2:
-        return Panel(title, caption, missing=f"Success was judged at one budget only ({budgets[0]} steps); set stress.checkpoints to see it grow.")
+        return Panel(
+            title, caption, missing=f"Success was judged at one budget only ({budgets[0]} steps); set stress.checkpoints to see it grow."
+        )
     figure = blank()
     rows = [["anchor", "budget", "success"]]
-    curves = {}
+    curves: dict[int, list[tuple[int, Interval, int]]] = {}
     for budget in budgets:
         for step, estimate, seeds in by_step(found[found["attack_steps"] == budget]):
             curves.setdefault(step, []).append((budget, estimate, seeds))
-            rows.append(["start" if step == 0 else f"step {step}", str(budget), told(*estimate, seeds)])
+            rows.append(["start" if step == 0 else f"step {step}", str(budget), told(estimate, seeds)])
     after = sorted(step for step in curves if step)
-    ends = {}
+    ends: dict[str, float] = {}
     for step, points in sorted(curves.items()):
         ink = color("soft") if step == 0 else arm_color(arm)
         strength = 1.0 if step == 0 else 0.35 + 0.65 * (after.index(step) + 1) / len(after)
         name = "start" if step == 0 else str(step)
         figure.add_scatter(
-            x=list(range(len(points))), y=[estimate.value for _, estimate, _ in points], mode="lines+markers", opacity=strength, hoverinfo="text",
-            line={"color": ink, "width": 2.2, "dash": "dot" if step == 0 else "solid"}, marker={"size": 6, "color": ink},
-            text=[f"{arm_name(arm)} {name}, {budget} GCG steps<br>{told(*estimate, seeds)}" for budget, estimate, seeds in points],
-        )  # fmt: skip
+            x=[budgets.index(budget) for budget, _, _ in points],
+            y=[estimate.value for _, estimate, _ in points],
+            mode="lines+markers",
+            opacity=strength,
+            hoverinfo="text",
+            line={"color": ink, "width": 2.2, "dash": "dot" if step == 0 else "solid"},
+            marker={"size": 6, "color": ink},
+            text=[f"{arm_name(arm)} {name}, {budget} GCG steps<br>{told(estimate, seeds)}" for budget, estimate, seeds in points],
+        )
         ends[name] = points[-1][1].value
     for name, place in spaced(ends, 0.09).items():
         label(figure, name, len(budgets) - 1, place, color("soft") if name == "start" else arm_color(arm))
-    figure.update_xaxes(tickvals=list(range(len(budgets))), ticktext=[str(budget) for budget in budgets], title_text="GCG steps spent", range=[-0.1, len(budgets) - 0.9])
+    figure.update_xaxes(
+        tickvals=list(range(len(budgets))),
+        ticktext=[str(budget) for budget in budgets],
+        title_text="GCG steps spent",
+        range=[-0.1, len(budgets) - 0.9],
+    )
     figure.update_yaxes(range=[-0.04, 1.04], nticks=6)
     return Panel(title, caption, figure, rows=rows)

@@ -1,15 +1,12 @@
-"""The one visual language: a color per arm, quiet axes, direct labels, intervals as bands and whiskers. Light values; the page swaps in dark ones."""
+"""The one visual language: a color per arm, quiet axes, direct labels, intervals as bands and whiskers. The page swaps in dark colors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pandas as pd
 import plotly.graph_objects as go
-
-from refgeo.report.rules import number
 
 PALETTE: dict[str, tuple[str, str]] = {
     "paper": ("#fbf9f5", "#141519"),
@@ -44,7 +41,7 @@ ARM_NAMES = {"r2d2": "R2D2", "sft": "SFT"}
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure of the page with its words. Without a figure, ``missing`` says why. ``rows`` are its numbers as a table (first row: head)."""
+    """One figure of the page with its words. Without a figure, ``missing`` says why. ``rows`` are its numbers (first row: head)."""
 
     title: str
     caption: str = ""
@@ -64,6 +61,11 @@ def arm_color(arm: str, kind: str = "") -> str:
     """The color of an arm; ``band`` and ``thin`` are its translucent forms."""
     known = arm if arm in PALETTE else "other"
     return color(f"{known}-{kind}" if kind else known)
+
+
+def arm_order(arms: Iterable[str]) -> list[str]:
+    """Each arm once: the adversarial one first, as the paper tells it, then the others by name."""
+    return sorted({str(arm) for arm in arms}, key=lambda arm: (arm != "r2d2", arm))
 
 
 def arm_name(arm: str) -> str:
@@ -91,8 +93,13 @@ def blank(height: int = 260, right: int = 58, left: int = 44, bottom: int = 44, 
             "showlegend": False,
             "dragmode": False,
             "hovermode": "closest",
-            "hoverlabel": {"font": {"family": FONT, "size": 12.5, "color": color("ink")}, "bgcolor": color("raised"), "bordercolor": color("faint"), "align": "left"},
-            "xaxis": {**axis, "showgrid": False, "ticks": "outside", "ticklen": 4, "tickcolor": color("faint")},
+            "hoverlabel": {
+                "font": {"family": FONT, "size": 12.5, "color": color("ink")},
+                "bgcolor": color("raised"),
+                "bordercolor": color("faint"),
+                "align": "left",
+            },
+            "xaxis": {**axis, "showgrid": False, "ticks": "outside", "ticklen": 4, "tickcolor": color("faint"), "tickangle": 0},
             "yaxis": axis,
             "template": "none",
         }
@@ -128,13 +135,6 @@ def step_ticks(steps: Sequence[int], share: float = 0.09) -> list[int]:
         if step - kept[-1] >= gap and ordered[-1] - step >= gap:
             kept.append(step)
     return [*kept, ordered[-1]]
-
-
-def told(value: float, low: float, high: float, n: float | None = None, seeds: int = 1) -> str:
-    """A number as it is printed everywhere: value, interval, sample size."""
-    bounds = f" [{number(low)}, {number(high)}]" if pd.notna(low) and pd.notna(high) else ""
-    sample = "" if n is None or pd.isna(n) or n < 1 else f", n = {int(n)}"
-    return f"{number(value)}{bounds}{sample}" + (f", {seeds} seeds" if seeds > 1 else "")
 
 
 def reason(table: str, enabled: bool = True) -> str:

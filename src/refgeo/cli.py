@@ -1,0 +1,203 @@
+"""The command line: parses, calls, prints. Heavy imports are late, so that ``refgeo --help`` answers at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from refgeo import __version__
+from refgeo.errors import ConfigError, RefgeoError, StoreError
+
+if TYPE_CHECKING:
+    from refgeo.config.schema import Study
+
+REPORT_BUILDER = "refgeo.report.build:build_report"
+"""The function that makes the page, by import path: it is called in a worker."""
+
+app = typer.Typer(
+    name="refgeo",
+    help="What did safety fine-tuning do to a language model, when, why, and does it hold against someone who adapts?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+pocket = typer.Typer(no_args_is_help=True, help="The embedded world.")
+app.add_typer(pocket, name="pocket")
+
+StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A preset, a YAML file, or a run folder.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as train.seeds=[1,2,3].")]
+Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Run folder; runs/<name> by default.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
+
+
+def main() -> None:
+    """The command ``refgeo``: errors made on purpose are one message and exit code 2."""
+    try:
+        app()
+    except RefgeoError as error:
+        Console(stderr=True).print(f"Error: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+@app.command()
+def run(study: StudyArgument, overrides: Overrides = None, output: Output = None) -> None:
+    """Run a study: what is done already is kept, what a change made stale is made again. Ends with a report."""
+    from refgeo.study.run import run_study
+    from refgeo.study.screen import describe, duration
+
+    _quiet_libraries()
+    # A terminated run ends as an interrupted one does: workers are stopped first.
+    signal.signal(signal.SIGTERM, _interrupt)
+    chosen, folder = _study(study, overrides, output)
+    console = Console(highlight=False)
+    try:
+        outcome = run_study(chosen, folder, REPORT_BUILDER, console)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Stopped. The same command goes on from here.", highlight=False)
+        raise typer.Exit(130) from None
+    if outcome.failed:
+        errors = Console(stderr=True, highlight=False)
+        for message in outcome.failed.values():
+            errors.print(f"Error: {message}", markup=False, soft_wrap=True)
+        if outcome.blocked:
+            errors.print(
+                f"Not made because of that: {', '.join(describe(stage) for stage in outcome.blocked)}", markup=False, soft_wrap=True
+            )
+        raise typer.Exit(1 if outcome.crashed else 2)
+    if outcome.made:
+        console.print(f"{outcome.made} of {outcome.stages} stages made in {duration(outcome.seconds)}.", markup=False)
+    else:
+        console.print(f"Nothing to do: all {outcome.stages} stages are done.", markup=False)
+    console.print(f"Report: {outcome.page}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def plan(study: StudyArgument, overrides: Overrides = None, output: Output = None) -> None:
+    """Show what would run and why, what is done already, and what it would cost. Changes nothing."""
+    from refgeo.study.run import absolute, open_study
+    from refgeo.study.screen import duration, remaining
+    from refgeo.study.tables import plan_table
+
+    chosen, folder = _study(study, overrides, output)
+    store, graph = open_study(absolute(chosen), folder, REPORT_BUILDER)
+    records = store.records(graph.stages.values())
+    done = graph.done(records)
+    console = Console(highlight=False)
+    console.print(plan_table(graph, done, records))
+    left = remaining(graph, done, records)
+    cost = "" if left is None else f", about {duration(left)} of work" if left else ""
+    console.print(f"{len(graph.stages) - len(done)} of {len(graph.stages)} stages to make{cost}, in {folder}", markup=False, soft_wrap=True)
+    if any(stage.kind == "reference" and name not in done for name, stage in graph.stages.items()):
+        console.print("Drift, and the measures of a reference found by rule, are added once that reference is found.")
+
+
+@app.command()
+def status(folder: RunFolder) -> None:
+    """Show how far a run is, also while it runs elsewhere: stages, anchors, progress, last numbers."""
+    from refgeo.study.run import open_study
+    from refgeo.study.tables import anchor_table, work_table
+
+    chosen, folder = _study(str(folder), None, None)
+    store, graph = open_study(chosen, folder, REPORT_BUILDER)
+    records = store.records(graph.stages.values())
+    done = graph.done(records)
+    console = Console(highlight=False)
+    console.print(work_table(store, graph, done, records))
+    console.print()
+    console.print(anchor_table(store, graph, done, records))
+    console.print(f"{len(done)} of {len(graph.stages)} stages done.")
+
+
+@app.command()
+def report(folder: RunFolder) -> None:
+    """Make the report again from what is there."""
+    from refgeo.study.run import rebuild_report
+
+    _quiet_libraries()
+    chosen, folder = _study(str(folder), None, None)
+    page = rebuild_report(chosen, folder, REPORT_BUILDER)
+    Console(highlight=False).print(f"Report: {page}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def presets() -> None:
+    """List the studies that come with refgeo."""
+    from refgeo.config.load import presets as names
+
+    for name in names():
+        typer.echo(name)
+
+
+@app.command()
+def config(study: StudyArgument, overrides: Overrides = None) -> None:
+    """Print a study with every setting and what it means: a start for a YAML file of your own."""
+    from refgeo.config.load import commented_yaml
+
+    typer.echo(commented_yaml(_study(study, overrides, None)[0]))
+
+
+@pocket.command("build")
+def build(
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+    world_seed: Annotated[int | None, typer.Option(help="Seed of the world; the shipped world's by default.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps; a short training for a look.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the world goes.")] = Path("pocket-world"),
+) -> None:
+    """Write the files of the embedded world, train its model, and compare both with what is shipped."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from refgeo.pocket.build import SHIPPED_SEED, compare
+    from refgeo.pocket.build import build as build_world
+
+    _quiet_libraries()
+    console = Console(highlight=False)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("pretraining", total=None)
+        made = build_world(
+            output,
+            SHIPPED_SEED if world_seed is None else world_seed,
+            seed,
+            lambda done, total, note: bar.update(task, completed=done, total=total, description=note or "pretraining"),
+            steps,
+        )
+    console.print(f"Built world {made.world_seed} with {made.parameters:,} parameters in {output}", markup=False, soft_wrap=True)
+    console.print(compare(output).summary(), markup=False)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def _study(given: str, overrides: list[str] | None, output: Path | None) -> tuple[Study, Path]:
+    """The study that the user means and its run folder."""
+    from refgeo.config.load import load_study
+    from refgeo.study.store import CONFIG
+
+    folder = Path(given)
+    if folder.is_dir():
+        if not (folder / CONFIG).is_file():
+            raise StoreError(f"'{folder}' has no {CONFIG}", expected="a run folder", fix="Give the folder that 'refgeo run' made")
+        return load_study(str(folder / CONFIG), overrides or []), output or folder
+    chosen = load_study(given, overrides or [])
+    if not output and (not chosen.name.strip() or Path(chosen.name).name != chosen.name):
+        raise ConfigError(f"The study name '{chosen.name}' is no folder name", fix="Change name, or choose a run folder (-o DIR)")
+    return chosen, output or Path("runs") / chosen.name
+
+
+def _quiet_libraries() -> None:
+    for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("HF_HUB_DISABLE_PROGRESS_BARS", "1"), ("TOKENIZERS_PARALLELISM", "false")):
+        os.environ.setdefault(name, value)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt

@@ -1,0 +1,145 @@
+"""Reading a study: a preset or a YAML file, then overrides; and writing one back, with every setting explained."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from refgeo.config.problems import config_error, section_of
+from refgeo.config.schema import DataSettings, Section, Source, Study
+from refgeo.errors import ConfigError, nearest
+
+_WIDTH = 110
+
+
+def presets() -> list[str]:
+    """Names of the studies that come with the package."""
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in files("refgeo").joinpath("presets").iterdir() if entry.name.endswith(".yaml")
+    )
+
+
+def load_study(name_or_path: str, overrides: Sequence[str] = ()) -> Study:
+    """The study behind a preset's name or a YAML file, with ``a.b=value`` overrides (values are YAML) applied.
+
+    Raises ``ConfigError`` that names every unknown, missing or mistyped setting at once.
+    """
+    data, origin = _read(name_or_path)
+    origin += " with the overrides" if overrides else ""
+    _complete_sources(data)
+    for override in overrides:
+        _apply(data, override)
+    _complete_sources(data)
+    try:
+        return Study.model_validate(data)
+    except ValidationError as error:
+        raise config_error(error, data, origin) from None
+
+
+def dump_study(study: Study) -> str:
+    """The resolved study as YAML that ``load_study`` reads back to an equal one."""
+    return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def commented_yaml(study: Study) -> str:
+    """The resolved study as YAML with the description of every setting above it."""
+    return "\n".join(_commented(study, "")) + "\n"
+
+
+def _commented(section: Section, indent: str) -> list[str]:
+    lines: list[str] = []
+    values = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        inner = section_of(field.annotation)
+        description = field.description or (inner.__doc__ if inner is not None else "") or ""
+        start = f"{indent}# "
+        lines += textwrap.wrap(" ".join(description.split()), _WIDTH, initial_indent=start, subsequent_indent=start)
+        if isinstance(value, Section):
+            lines += [f"{indent}{name}:", *_commented(value, indent + "  ")]
+        else:
+            text = yaml.safe_dump(values[name], default_flow_style=True, sort_keys=False, allow_unicode=True, width=2**31)
+            lines.append(f"{indent}{name}: {text.removesuffix('...' + chr(10)).strip()}")
+        if not indent:
+            lines.append("")
+    return lines
+
+
+def _read(name_or_path: str) -> tuple[dict[str, Any], str]:
+    path = Path(name_or_path).expanduser()
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        origin = f"'{name_or_path}'"
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"Cannot read the study file {origin}: {error}", fix=f"Check the path, or name a preset: {_names()}"
+            ) from error
+    elif name_or_path in presets():
+        origin = f"preset '{name_or_path}'"
+        text = files("refgeo").joinpath("presets", f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(f"There is no preset '{name_or_path}'", expected="a preset or a YAML file", fix=nearest(name_or_path, presets()))
+    data = _parse(text, origin)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{origin} holds no settings", expected="a YAML mapping such as 'name: my-study'")
+    return data, origin
+
+
+def _parse(text: str, origin: str) -> Any:
+    try:
+        _refuse_repeats(yaml.compose(text, yaml.SafeLoader), origin)
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin} is no valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _refuse_repeats(node: yaml.Node | None, origin: str) -> None:
+    """YAML keeps the last of two equal keys in silence; the first was meant to count as well."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if str(key.value) in seen:
+                raise ConfigError(f"{origin} sets '{key.value}' twice (line {key.start_mark.line + 1})", fix="Keep one of them")
+            seen.add(str(key.value))
+            _refuse_repeats(value, origin)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_repeats(value, origin)
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, given = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"Cannot read the override '{override}'", expected="key=value, such as train.seeds=[1,2,3]")
+    inside = data
+    for depth, part in enumerate(parts[:-1], start=1):
+        if inside.get(part) is None:  # a section that the file leaves out or switches off
+            inside[part] = {}
+        inside = inside[part]
+        if not isinstance(inside, dict):
+            raise ConfigError(
+                f"The override '{override}' looks inside '{'.'.join(parts[:depth])}', which is {inside!r}", expected="a section"
+            )
+    inside[parts[-1]] = _parse(given, f"The override '{override}'")
+
+
+def _complete_sources(data: dict[str, Any]) -> None:
+    """``chat: file.jsonl`` is short for ``chat: {path: file.jsonl}``."""
+    sets = data.get("data")
+    if not isinstance(sets, dict):
+        return
+    for name, field in DataSettings.model_fields.items():
+        if section_of(field.annotation) is Source and isinstance(sets.get(name), str):
+            sets[name] = {"path": sets[name]}
+
+
+def _names() -> str:
+    return ", ".join(presets()) or "(none)"

@@ -1,0 +1,86 @@
+"""Effects of an intervention on the same prompts: against the baseline, and against controls that disturb the model as much."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from refgeo.measures.evaluate import ASR, REFUSAL
+from refgeo.measures.table import Row, row
+from refgeo.statistics import Interval, bootstrap_interval, exact, paired_difference, percentile_of
+
+Values = NDArray[np.float64]
+
+
+def outcomes(name: str, part: pd.DataFrame) -> dict[str, Values]:
+    """Per prompt, the quantity whose mean ``evaluate.summarize`` prints under the same name for set ``name``; NaN where it has none."""
+    refused = np.asarray(part["refusal"] != "full_compliance", dtype=np.float64)
+    degenerate = np.asarray(part["degenerate"], dtype=np.float64)
+    values: dict[str, Values] = {"degenerate": degenerate}
+    helpful = _numbers(part["helpfulness"])
+    if name in ASR:
+        success = np.where(part["label"] == "unscored", np.nan, part["success"].astype(float))
+        values |= {"any_refusal": refused, "affirmed": np.asarray(part["affirmed"], dtype=np.float64)}
+        values |= {ASR[name]: success, f"{ASR[name]}_gated": success * (1 - degenerate)}
+    elif name in REFUSAL:
+        values |= {REFUSAL[name]: refused, "answered_right": _where(helpful, helpful == 2)}
+    elif name == "strongreject":
+        values["strongreject"] = _numbers(part["score"])
+    elif name == "audit":
+        values |= {"refusal": refused, "utility_mean": helpful}
+        values |= {"utility_strict": _where(helpful, helpful == 2), "utility_lenient": _where(helpful, helpful >= 1)}
+    return {metric: found for metric, found in values.items() if not np.isnan(found).all()}
+
+
+def effect_rows(
+    name: str, baseline: pd.DataFrame, changed: pd.DataFrame, controls: list[pd.DataFrame], seed: int, **identity: Any
+) -> list[Row]:
+    """``<metric>_delta`` to the baseline, and with controls ``<metric>_delta_over_controls`` and ``<metric>_percentile``.
+
+    All frames hold the same prompts in the same order. Deltas over controls compare with the mean of the controls; their intervals
+    resample prompts and controls together. The percentile is the place of the effect among the controls, ties counted half.
+    """
+    before, after = outcomes(name, baseline), outcomes(name, changed)
+    others = [outcomes(name, control) for control in controls]
+    rows = []
+    for metric in [metric for metric in after if metric in before]:
+        paired = np.isfinite(before[metric]) & np.isfinite(after[metric])
+        if not paired.any():
+            continue
+        rows.append(row(name, f"{metric}_delta", paired_difference(after[metric][paired], before[metric][paired], seed), **identity))
+        against = np.array([other[metric] for other in others if metric in other])
+        if not against.size:
+            continue
+        shared = np.isfinite(after[metric]) & np.isfinite(against).all(axis=0)
+        if not shared.any():
+            continue
+        over = over_controls(after[metric][shared], against[:, shared], seed)
+        place = percentile_of(float(after[metric][shared].mean()), against[:, shared].mean(axis=1))
+        rows.append(row(name, f"{metric}_delta_over_controls", over, **identity))
+        rows.append(row(name, f"{metric}_percentile", exact(place, len(against)), **identity))
+    return rows
+
+
+def over_controls(values: Values, controls: Values, seed: int, resamples: int = 2000) -> Interval:
+    """Mean of ``values`` (one per prompt) minus the mean of ``controls`` (control by prompt), with a two-way bootstrap interval."""
+    rng = np.random.default_rng(seed)
+    draws, prompts = controls.shape
+    if values.shape != (prompts,):
+        raise ValueError(f"{values.shape} values and controls of shape {controls.shape} are not the same prompts")
+    by_prompt = rng.multinomial(prompts, np.full(prompts, 1 / prompts), resamples) / prompts
+    by_control = rng.multinomial(draws, np.full(draws, 1 / draws), resamples) / draws
+    sampled = by_prompt @ values - ((by_control @ controls) * by_prompt).sum(axis=1)
+    # Equal sums in another order differ in their last digits, and an interval that ends at -1e-17 would exclude zero.
+    return bootstrap_interval(round(float(values.mean() - controls.mean()), 12), sampled.round(12), prompts)
+
+
+def _where(known: Values, outcome: NDArray[np.bool_]) -> Values:
+    return np.where(np.isnan(known), np.nan, outcome.astype(np.float64))
+
+
+def _numbers(column: pd.Series) -> Values:
+    """A column of numbers and Nones with NaN for None."""
+    return np.asarray(column.astype(float), dtype=np.float64)

@@ -1,0 +1,141 @@
+"""What removing or adding the direction does to behavior, beside controls that disturb the model as much (PROTOCOL section 5).
+
+Interventions live in hooks for the time of a generation. Nothing here writes weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from refgeo.config.schema import BehaviorSettings, GeometrySettings, InterventionSettings
+from refgeo.data.rows import Reference
+from refgeo.judging.verdict import Judge, Verdict
+from refgeo.lm.decode import as_text, complete_ids
+from refgeo.lm.drafts import complete_changed
+from refgeo.lm.model import LanguageModel
+from refgeo.measures.effects import effect_rows
+from refgeo.measures.evaluate import Item, judged, summarize
+from refgeo.measures.plan import Planned, plan_interventions
+from refgeo.measures.table import Row, frame, integers, row
+from refgeo.statistics import exact
+
+Progress = Callable[[int, int, str], None] | None
+
+CONTROLLED = ("direct", "fixed", "xstest_safe", "audit")
+"""Sets that the random controls are run on; they decide the claims. Every other intervention is run on every set."""
+
+
+class Intervened(NamedTuple):
+    """A long-form table, and the judged completions behind it (of the random controls only the first of each kind)."""
+
+    table: pd.DataFrame
+    transcripts: pd.DataFrame
+
+
+def measure_intervention(
+    lm: LanguageModel,
+    items: Sequence[Item],
+    geometry: Mapping[str, Tensor],
+    carrier: dict[str, Any],
+    judge: Judge,
+    settings: InterventionSettings,
+    behavior: BehaviorSettings,
+    geometry_settings: GeometrySettings,
+    seed: int,
+    progress: Progress = None,
+) -> Intervened:
+    """Answer the same items as they are, under every planned intervention, and under its controls.
+
+    ``geometry`` and ``carrier`` come from ``measure_geometry`` of this very checkpoint; of each set ``settings.prompts`` items are
+    used, spread evenly over it. Rows: the rates of ``summarize`` for every intervention (random controls: whole sets only), and
+    for the direction itself ``<metric>_delta``, ``<metric>_delta_over_controls`` and ``<metric>_percentile``. Column
+    ``carrier_status`` says what the direction is; with no direction at all the table is one row that says so.
+    """
+    status = str(carrier["status"])
+    if status == "none":
+        note = str(carrier["reason"])
+        return Intervened(
+            frame([row("direct", "any_refusal_delta", exact(float("nan"), 0), carrier_status=status, note=note)]), judged([], [], judge)
+        )
+    chosen = _spread(items, settings.prompts)
+    plan = plan_interventions(geometry, carrier, settings, geometry_settings, seed)
+    everywhere = [entry for entry in plan if entry.direction != "random"]
+    random = [entry for entry in plan if entry.direction == "random"]
+    parts = ([item for item in chosen if item.set in CONTROLLED], [item for item in chosen if item.set not in CONTROLLED])
+    total, done = len(parts[0]) * (1 + len(plan)) + len(parts[1]) * (1 + len(everywhere)), 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total, "completions under intervention")
+
+    remembered = _Remembered(judge)
+    runs: dict[Planned | None, list[pd.DataFrame]] = {}
+    for part, planned in zip(parts, ([*everywhere, *random], everywhere), strict=True):
+        if not part:
+            continue
+        prompts = [lm.chat.prompt(item.request, item.attack) for item in part]
+        drafts = complete_ids(lm, prompts, behavior.max_new_tokens, behavior.batch, advance)
+        changes = [entry.change for entry in planned]
+        answers = complete_changed(lm, prompts, drafts, changes, behavior.max_new_tokens, geometry_settings.site, behavior.batch, advance)
+        for entry, ids in zip([None, *planned], [drafts, *answers], strict=True):
+            runs.setdefault(entry, []).append(judged(part, as_text(lm, ids), remembered))
+    whole = {entry: pd.concat(frames, ignore_index=True) for entry, frames in runs.items()}
+    rows, transcripts = [], []
+    for entry, frame_ in whole.items():
+        identity = _identity(entry, status)
+        is_random = entry is not None and entry.direction == "random"
+        rows += [{**found, **identity} for found in summarize(frame_.assign(subset="all") if is_random else frame_)]
+        if entry is not None and not is_random:
+            controls = [whole[other] for other in random if other.controls(entry)]
+            rows += _effects(whole[None], frame_, controls, seed, identity)
+        if not is_random or (entry is not None and entry.draw == 0):
+            transcripts.append(frame_.assign(**identity))
+    return Intervened(integers(frame(rows), "layer", "position", "draw"), pd.concat(transcripts, ignore_index=True))
+
+
+def _effects(baseline: pd.DataFrame, changed: pd.DataFrame, controls: list[pd.DataFrame], seed: int, identity: dict[str, Any]) -> list[Row]:
+    rows: list[Row] = []
+    for name in changed["set"].unique():
+        inside = [part[part["set"] == name] for part in (baseline, changed)]
+        others = [part[part["set"] == name] for part in controls] if name in CONTROLLED else []
+        rows += effect_rows(str(name), inside[0], inside[1], others, seed, **identity)
+    return rows
+
+
+def _identity(entry: Planned | None, status: str) -> dict[str, Any]:
+    """The columns that tell an intervention from the others."""
+    if entry is None:
+        return {"intervention": "baseline", "carrier_status": status}
+    named = ("intervention", "direction", "draw", "strength", "layer", "position", "change_norm")
+    return {**{name: getattr(entry, name) for name in named}, "carrier_status": status}
+
+
+def _spread(items: Sequence[Item], count: int) -> list[Item]:
+    """Of every set at most ``count`` items, spread evenly over it: the same ones at every anchor."""
+    chosen: list[Item] = []
+    for name in dict.fromkeys(item.set for item in items):
+        inside = [item for item in items if item.set == name]
+        places = np.linspace(0, len(inside) - 1, min(count, len(inside))).round().astype(int)
+        chosen += [inside[place] for place in places]
+    return chosen
+
+
+class _Remembered:
+    """A judge that does not judge the same completion of the same request twice: most controls change few completions."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge, self.name = judge, judge.name
+        self.known: dict[tuple[str, str, Reference | None], Verdict] = {}
+
+    def __call__(self, request: str, completion: str, reference: Reference | None = None) -> Verdict:
+        key = (request, completion, reference)
+        if key not in self.known:
+            self.known[key] = self.judge(request, completion, reference)
+        return self.known[key]

@@ -1,0 +1,115 @@
+"""Everything that can be known to fail before the first minute is spent: files, rows, chat template, lengths. Writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer
+
+from refgeo.config.locations import locate
+from refgeo.config.schema import ModelSettings, Study
+from refgeo.data.load import (
+    check_disjoint,
+    load_audit,
+    load_behaviors,
+    load_chat,
+    load_filler,
+    load_probes,
+    load_strongreject,
+    load_xstest,
+)
+from refgeo.data.rows import Behavior
+from refgeo.errors import ConfigError, DataError, ModelError
+from refgeo.judging import make_judge
+from refgeo.lm.chat import ChatRenderer, check_length
+
+
+def validate(study: Study) -> None:
+    """Load every set, render every prompt and hold it against the model's context.
+
+    Raises the ``RefgeoError`` that the study would meet later: ``DataError``, ``ModelError``, ``ContextOverflow`` or ``ConfigError``.
+    """
+    data = study.data
+    train, test = load_behaviors(data.behaviors_train), load_behaviors(data.behaviors_test)
+    val = [] if data.behaviors_val is None else load_behaviors(data.behaviors_val, need_targets=False)
+    check_disjoint([*train, *val], test)
+    probes, chats = load_probes(data.probes), load_chat(data.chat)
+    safe = [] if data.xstest is None else load_xstest(data.xstest)
+    safe += [] if data.audit is None else load_audit(data.audit)
+    harmful = [] if data.strongreject is None else load_strongreject(data.strongreject)
+    if data.filler is not None:
+        load_filler(data.filler)
+    make_judge(study.judge)
+    if study.judge.kind == "reference" and not any(behavior.reference for behavior in test):
+        raise DataError(
+            f"'{data.behaviors_test.path}' has no Reference, but judge.kind is 'reference'",
+            expected="a reference answer to judge from",
+            fix="Add the column, or set judge.kind to rules",
+        )
+    chat, context = renderer(study.model)
+    chat.conversation(chats[0].messages)
+    new = study.behavior.max_new_tokens
+    attacks = [study.source_attack, *([study.stress.attack] if study.stress.enabled else [])]
+    suffix = _longest([(attack.initial, attack.suffix_tokens[1]) for attack in attacks])
+    for behavior in test:
+        check_length(chat.prompt(behavior.prompt, suffix), context, new, behavior.id)
+        _check_targets(chat, behavior, suffix, context)
+    for behavior in val:
+        check_length(chat.prompt(behavior.prompt), context, new, behavior.id)
+    if "r2d2" in study.train.arms:
+        inner = study.train.r2d2
+        suffix = _longest([(inner.attack.initial, inner.attack.suffix_tokens[1])])
+        for behavior in train:
+            _check_targets(chat, behavior, suffix, context)
+            check_length(chat.prompt(behavior.prompt, suffix, inner.refusal), context, 0, behavior.id)
+    tail = _longest([(study.source_attack.initial, max(*study.behavior.tail_tokens, study.source_attack.suffix_tokens[1]))])
+    for prompt in safe:
+        check_length(chat.prompt(prompt.text, tail), context, new, prompt.id)
+    for prompt in harmful:
+        check_length(chat.prompt(prompt.text), context, new, prompt.id)
+    shortest = min(_lengths(chat, context, new, ((probe.id, probe.text) for probe in probes)))
+    outside = [position for position in study.geometry.positions if position >= 0 or -position > shortest]
+    if outside:
+        raise ConfigError(
+            f"geometry.positions has {outside[0]}, but the shortest probe has {shortest} tokens",
+            expected=f"positions from -{shortest} to -1",
+        )
+
+
+def renderer(settings: ModelSettings) -> tuple[ChatRenderer, int]:
+    """The chat renderer of a model and its context in tokens, without loading the weights. Raises ``ModelError``."""
+    local = locate(settings.path)
+    if local is not None and not local.is_dir():
+        raise ModelError(f"The model folder '{settings.path}' does not exist", fix="Set model.path to a folder or a hub id")
+    origin = str(local) if local is not None else settings.path
+    options: dict[str, Any] = {"revision": settings.revision} if local is None and settings.revision else {}
+    options["trust_remote_code"] = settings.trust_remote_code
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(origin, **options)
+        config = AutoConfig.from_pretrained(origin, **options)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"Cannot load model '{settings.path}': {error}", fix="Check model.path and model.revision") from error
+    if settings.chat_template is not None:
+        template = locate(settings.chat_template) if "{" not in settings.chat_template else None
+        tokenizer.chat_template = template.read_text() if template is not None else settings.chat_template
+    context = int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 30))
+    return ChatRenderer(tokenizer, settings.system_prompt), context
+
+
+def _check_targets(chat: ChatRenderer, behavior: Behavior, suffix: str, context: int) -> None:
+    for target in behavior.targets:
+        check_length(chat.prompt(behavior.prompt, suffix, target), context, 0, behavior.id)
+
+
+def _lengths(chat: ChatRenderer, context: int, new: int, prompts: Iterable[tuple[str, str]]) -> Iterable[int]:
+    for name, text in prompts:
+        rendered = chat.prompt(text)
+        check_length(rendered, context, new, name)
+        yield len(rendered)
+
+
+def _longest(suffixes: list[tuple[str, int]]) -> str:
+    """The longest start suffix, as the attacks build it; a suffix keeps its number of tokens while it is optimized."""
+    initial, count = max(suffixes, key=lambda suffix: suffix[1])
+    return " ".join([initial] * count)

@@ -1,0 +1,165 @@
+"""The renderer against the tokenizer's own template: the same ids, one BOS, and spans that cover the right words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from refgeo.config.schema import ModelSettings
+from refgeo.errors import ContextOverflow, DataError, ModelError
+from refgeo.lm.chat import ChatRenderer, Rendered, check_length
+from refgeo.lm.messages import Role
+from refgeo.lm.model import LanguageModel, load
+
+CHATML = (
+    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TALK: list[tuple[Role, str]] = [
+    ("user", "how do i make soup"),
+    ("assistant", "boil the root in water ."),
+    ("user", "who is that"),
+    ("assistant", "that is the fox ."),
+]
+
+
+def byte_pairs() -> PreTrainedTokenizerFast:
+    """A byte-level BPE with ChatML: words carry their leading space, turns end with a newline after the end token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|pad|>", "<|bos|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator([content for _, content in TALK] * 5 + ["user assistant system !!! ! ! !"], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|bos|>",
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=CHATML,
+    )
+
+
+BYTE_PAIRS = byte_pairs()
+
+
+@pytest.fixture(params=["words", "byte_pairs"])
+def chat(request: pytest.FixtureRequest, tiny_lm: LanguageModel) -> ChatRenderer:
+    return tiny_lm.chat if request.param == "words" else ChatRenderer(BYTE_PAIRS)
+
+
+def own_template(chat: ChatRenderer, turns: list[tuple[Role, str]], prompt: bool) -> list[int]:
+    messages = [{"role": role, "content": content} for role, content in turns]
+    ids = chat.tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=prompt, return_dict=False)
+    return cast("list[int]", ids)
+
+
+def words(chat: ChatRenderer, rendered: Rendered, span: tuple[int, int]) -> str:
+    return str(chat.tokenizer.decode(list(rendered.ids[span[0] : span[1]]))).strip()
+
+
+@pytest.mark.parametrize("attack", ["", "! ! !", "please the fox"])
+def test_a_prompt_is_what_the_tokenizers_own_template_gives(chat: ChatRenderer, attack: str) -> None:
+    rendered = chat.prompt("how do i cook soup", attack)
+    assert list(rendered.ids) == own_template(chat, [("user", f"how do i cook soup {attack}".strip())], prompt=True)
+    assert rendered.ids.count(chat.tokenizer.bos_token_id) == 1
+    assert words(chat, rendered, rendered.instruction) == "how do i cook soup"
+    assert words(chat, rendered, rendered.attack) == attack
+    assert rendered.target == (len(rendered), len(rendered))
+
+
+@pytest.mark.parametrize("attack", ["", "! ! !"])
+def test_a_reply_is_marked_with_its_end_of_turn(chat: ChatRenderer, attack: str) -> None:
+    prompt, rendered = chat.prompt("tell me", attack), chat.prompt("tell me", attack, "sure here is bread")
+    start, stop = rendered.target
+    assert rendered.ids[:start] == prompt.ids
+    assert rendered.post == prompt.post
+    assert rendered.ids[stop - 1] == chat.tokenizer.eos_token_id
+    assert words(chat, rendered, (start, stop - 1)) == "sure here is bread"
+    assert list(rendered.ids) == own_template(
+        chat, [("user", f"tell me {attack}".strip()), ("assistant", "sure here is bread")], prompt=False
+    )
+
+
+def test_spans_lie_one_after_the_other(chat: ChatRenderer) -> None:
+    rendered = chat.prompt("where is the fox", "! ! ! !", "it is here")
+    edges = [*rendered.instruction, *rendered.attack, *rendered.post, *rendered.target]
+    assert edges == sorted(edges)
+    assert rendered.attack[1] == rendered.post[0]
+    assert rendered.post[1] == rendered.target[0]
+    assert rendered.post[1] - rendered.post[0] >= 3
+
+
+@settings(max_examples=60)
+@given(
+    st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1).map(lambda text: f"a {text} b"),
+    st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1),
+)
+def test_any_words_survive(instruction: str, attack: str) -> None:
+    chat = ChatRenderer(BYTE_PAIRS)
+    rendered = chat.prompt(instruction, attack)
+    assert list(rendered.ids) == own_template(chat, [("user", f"{instruction} {attack}")], prompt=True)
+    assert words(chat, rendered, rendered.instruction) == instruction
+    assert words(chat, rendered, rendered.attack) == attack
+
+
+def test_the_frame_leaves_room_for_exactly_the_attack(chat: ChatRenderer) -> None:
+    before, after = chat.frame("how do i cook soup")
+    ids = chat.tokenizer(before + "! ! !" + after, add_special_tokens=False)["input_ids"]
+    assert tuple(ids) == chat.prompt("how do i cook soup", "! ! !").ids
+
+
+def test_a_conversation_counts_what_the_assistant_wrote(chat: ChatRenderer) -> None:
+    ids, written = chat.conversation(TALK)
+    assert ids == own_template(chat, TALK, prompt=False)
+    assert len(ids) == len(written)
+    replies = chat.tokenizer.decode([token for token, own in zip(ids, written, strict=True) if own])
+    end = chat.tokenizer.eos_token
+    assert str(replies).replace(" ", "") == f"boil the root in water .{end}that is the fox .{end}".replace(" ", "")
+
+
+def test_the_system_prompt_comes_first_once(chat: ChatRenderer) -> None:
+    helped = ChatRenderer(chat.tokenizer, "please help")
+    expected = own_template(chat, [("system", "please help"), ("user", "hello")], prompt=True)
+    assert list(helped.prompt("hello").ids) == expected
+    own: list[tuple[Role, str]] = [("system", "tell me"), *TALK]
+    assert helped.conversation(own)[0] == own_template(chat, own, prompt=False)
+
+
+def test_a_template_that_rewrites_history_is_refused(tiny_lm: LanguageModel) -> None:
+    template = str(tiny_lm.tokenizer.chat_template)
+    tiny_lm.tokenizer.chat_template = template.replace("{{ message['content'] }}", "{{ message['content'] if loop.last else 'hello' }}")
+    with pytest.raises(ModelError, match="rewrites earlier turns"):
+        ChatRenderer(tiny_lm.tokenizer).conversation(TALK)
+
+
+def test_an_empty_prompt_and_a_missing_template_are_refused(tiny_lm: LanguageModel) -> None:
+    with pytest.raises(DataError, match="empty"):
+        tiny_lm.chat.prompt(" \n")
+    tiny_lm.tokenizer.chat_template = None
+    with pytest.raises(ModelError, match=r"no chat template.*model\.chat_template"):
+        ChatRenderer(tiny_lm.tokenizer)
+
+
+def test_a_template_can_be_given_as_text_or_as_a_file(tiny_model_dir: Path, tmp_path: Path) -> None:
+    template = "{% for message in messages %}{{ message['content'] }} <|end|> {% endfor %}"
+    (tmp_path / "chat.jinja").write_text(template)
+    for given_template in (template, str(tmp_path / "chat.jinja")):
+        lm = load(ModelSettings(path=str(tiny_model_dir), device="cpu", chat_template=given_template))
+        assert lm.tokenizer.convert_ids_to_tokens(list(lm.chat.prompt("hello").ids)) == ["hello", "<|end|>"]
+
+
+def test_a_prompt_that_does_not_fit_is_named(tiny_lm: LanguageModel) -> None:
+    rendered = tiny_lm.chat.prompt("hello " * 20)
+    check_length(rendered, len(rendered) + 4, 4, "b7")
+    with pytest.raises(ContextOverflow, match=rf"'b7' has {len(rendered)} tokens"):
+        check_length(rendered, len(rendered) + 3, 4, "b7")
