@@ -213,13 +213,12 @@ def _geometry(state: Dynamics, rng: np.random.Generator) -> tuple[pd.DataFrame, 
         row("coupling", name, exact(float("nan"), 180), note="fewer than 5 probes were refused") for name in ("hrci_repr", "hrci_full")
     ]
     for name, index in chosen.items():
-        best = scan.loc[index]
-        where: dict[str, Any] = {"layer": int(best["layer"]), "position": int(best["position"])}
+        where: dict[str, Any] = {"layer": int(scan["layer"].iloc[index]), "position": int(scan["position"].iloc[index])}
         depth = where["layer"] / (LAYERS - 1)
         interval = Interval(depth, max(depth - 0.14, 0.0), min(depth + 0.14, 1.0), 100)
         rows.append(row(name, "carrier_depth", interval if name == "carrier" else exact(depth), **where))
         rows += [row(name, f"carrier_{key}", exact(float(value)), **where) for key, value in where.items()]
-        rows += [row(name, key, exact(float(best[key]), 50), **where) for key in ("s_total", "s_refuse", "s_comply", "kl")]
+        rows += [row(name, key, exact(float(scan[key].iloc[index]), 50), **where) for key in ("s_total", "s_refuse", "s_comply", "kl")]
         rows.append(row(name, "generated_refusal_change_over_controls", point(-0.4, 0.1, 50), **where))
         rows.append(row(name, "is_carrier", exact(1.0, 50), **where, note="lower than the controls"))
     if "carrier" not in chosen:

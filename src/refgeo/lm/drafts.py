@@ -18,7 +18,7 @@ from refgeo.lm.chat import Rendered
 from refgeo.lm.decode import greedy
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import Site
-from refgeo.lm.resume import Trace, resumable, resuming, trace
+from refgeo.lm.resume import Trace, resumable, resuming, stream_index, trace
 
 LOGITS = 1 << 26
 """Most logits that one checking pass may hold."""
@@ -54,11 +54,13 @@ def complete_changed(
     forks: list[_Fork] = []
     reuse = bool(prompts) and resumable(lm, prompts[0].ids)
     for start, group in _by_start(changes, site, reuse).items():
-        for chunk, part in _chunks(lm, prompts, drafts, group, batch):
-            found = _check(lm, prompts, drafts, changes, chunk, part, start, max_new_tokens, site)
-            forks += found
-            if progress is not None:
-                progress(len(chunk) * len(part) - len(found))
+        for chunk, traced in _traced(lm, prompts, drafts, start, batch):
+            for rows, part in _pieces(lm, len(chunk), len(group), max(len(drafts[index]) for index in chunk), batch):
+                inside = [chunk[row] for row in rows], [group[entry] for entry in part]
+                found = _check(lm, drafts, changes, *inside, traced.rows(rows.start, rows.stop), start, max_new_tokens, site)
+                forks += found
+                if progress is not None:
+                    progress(len(rows) * len(part) - len(found))
     forks.sort(key=lambda fork: len(prompts[fork.prompt]) + fork.kept)
     for first in range(0, len(forks), batch):
         batched = forks[first : first + batch]
@@ -109,38 +111,42 @@ def _by_start(changes: Sequence[Change], site: Site, reuse: bool) -> dict[int, l
     """Changes that can share a forward pass: by the entry of the residual stream at which they act."""
     groups: dict[int, list[int]] = {}
     for index, change in enumerate(changes):
-        start = change.layer + (site == "block_output") if reuse and change.layer is not None else 0
-        groups.setdefault(start, []).append(index)
+        groups.setdefault(stream_index(change.layer, site) if reuse and change.layer is not None else 0, []).append(index)
     return groups
 
 
-def _chunks(
-    lm: LanguageModel, prompts: Sequence[Rendered], drafts: Sequence[Sequence[int]], group: Sequence[int], batch: int
-) -> Iterator[tuple[list[int], list[int]]]:
-    """Prompts of similar length times changes, at most ``batch`` rows and ``LOGITS`` logits at a time."""
-    longest = max((len(draft) for draft in drafts), default=0) + 1
-    rows = max(1, min(batch, LOGITS // (longest * int(lm.core.config.get_text_config().vocab_size))))
+def _traced(
+    lm: LanguageModel, prompts: Sequence[Rendered], drafts: Sequence[Sequence[int]], start: int, batch: int
+) -> Iterator[tuple[list[int], Trace]]:
+    """Prompts of similar length with their drafts, and the residual stream at ``start`` without any change."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]) + len(drafts[index]))
-    per_pass = max(1, rows // len(group))
-    for first in range(0, len(order), per_pass):
-        for begin in range(0, len(group), rows):
-            yield order[first : first + per_pass], list(group[begin : begin + rows])
+    for first in range(0, len(order), batch):
+        chunk = order[first : first + batch]
+        yield chunk, trace(lm, [[*prompts[index].ids, *drafts[index]] for index in chunk], keep=(start,))
+
+
+def _pieces(lm: LanguageModel, prompts: int, changes: int, longest: int, batch: int) -> Iterator[tuple[range, range]]:
+    """Some prompts times some changes, at most ``batch`` rows and ``LOGITS`` logits at a time."""
+    rows = max(1, min(batch, LOGITS // ((longest + 1) * int(lm.core.config.get_text_config().vocab_size))))
+    per_pass = max(1, rows // changes)
+    for first in range(0, prompts, per_pass):
+        for begin in range(0, changes, rows):
+            yield range(first, min(first + per_pass, prompts)), range(begin, min(begin + rows, changes))
 
 
 @torch.no_grad()
 def _check(
     lm: LanguageModel,
-    prompts: Sequence[Rendered],
     drafts: Sequence[Sequence[int]],
     changes: Sequence[Change],
     chunk: Sequence[int],
     group: Sequence[int],
+    traced: Trace,
     start: int,
     max_new_tokens: int,
     site: Site,
 ) -> list[_Fork]:
     """Forks of every change in ``group`` on every prompt in ``chunk``."""
-    traced = trace(lm, [[*prompts[index].ids, *drafts[index]] for index in chunk])
     edits = [_sparing(changes[which], len(drafts[index])) for which in group for index in chunk]
     longest = max(len(drafts[index]) for index in chunk)
     with resuming(lm, traced, start, len(group)) if start else nullcontext(), changing(lm, edits, site):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,29 +26,37 @@ class Trace:
 
     ids: Int[Tensor, "batch pos"]
     mask: Int[Tensor, "batch pos"]
-    streams: list[Float[Tensor, "batch pos d_model"]]
+    streams: dict[int, Float[Tensor, "batch pos d_model"]]
     extras: list[tuple[Any, ...] | None]
     logits: Float[Tensor, "batch vocab"]
 
-    def index(self, layer: int, site: Site) -> int:
-        """Which entry of ``streams`` is read and edited at ``layer``."""
-        return layer + (site == "block_output")
+    def rows(self, start: int, stop: int) -> Trace:
+        """Some rows of the batch, without copying."""
+        streams = {index: stream[start:stop] for index, stream in self.streams.items()}
+        return Trace(self.ids[start:stop], self.mask[start:stop], streams, self.extras, self.logits[start:stop])
+
+
+def stream_index(layer: int, site: Site) -> int:
+    """Which entry of ``Trace.streams`` is read and edited at ``layer``."""
+    return layer + (site == "block_output")
 
 
 @torch.no_grad()
-def trace(lm: LanguageModel, prompts: Sequence[Sequence[int]]) -> Trace:
-    """One forward pass that keeps the whole residual stream, so that ``resuming`` can start from any block."""
+def trace(lm: LanguageModel, prompts: Sequence[Sequence[int]], keep: Collection[int] | None = None) -> Trace:
+    """One forward pass that keeps the residual stream (of ``keep`` only these entries), so that ``resuming`` can start from it."""
     ids, mask = left_pad(prompts, lm.pad_id, lm.device)
-    streams: list[Tensor] = []
+    streams: dict[int, Tensor] = {}
     extras: list[tuple[Any, ...] | None] = []
 
     def enter(hidden: Tensor) -> Tensor:
-        streams.append(hidden)
+        if keep is None or 0 in keep:
+            streams[0] = hidden
         return hidden
 
     def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        streams.append(output[0] if isinstance(output, tuple) else output)
         extras.append(tuple(output[1:]) if isinstance(output, tuple) else None)
+        if keep is None or len(extras) in keep:
+            streams[len(extras)] = output[0] if isinstance(output, tuple) else output
 
     handles = [block.register_forward_hook(leave) for block in lm.blocks]
     try:
@@ -57,8 +65,8 @@ def trace(lm: LanguageModel, prompts: Sequence[Sequence[int]]) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
-    if len(streams) != lm.depth + 1:
-        raise ModelError(f"A forward pass of '{lm.name}' ran {len(streams) - 1} blocks", expected=f"each of its {lm.depth} blocks once")
+    if len(extras) != lm.depth:
+        raise ModelError(f"A forward pass of '{lm.name}' ran {len(extras)} blocks", expected=f"each of its {lm.depth} blocks once")
     return Trace(ids, mask, streams, extras, logits)
 
 

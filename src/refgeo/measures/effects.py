@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -66,15 +67,19 @@ def effect_rows(
 
 def over_controls(values: Values, controls: Values, seed: int, resamples: int = 2000) -> Interval:
     """Mean of ``values`` (one per prompt) minus the mean of ``controls`` (control by prompt), with a two-way bootstrap interval."""
-    rng = np.random.default_rng(seed)
     draws, prompts = controls.shape
     if values.shape != (prompts,):
         raise ValueError(f"{values.shape} values and controls of shape {controls.shape} are not the same prompts")
-    by_prompt = rng.multinomial(prompts, np.full(prompts, 1 / prompts), resamples) / prompts
-    by_control = rng.multinomial(draws, np.full(draws, 1 / draws), resamples) / draws
+    by_prompt, by_control = _weights(prompts, seed, resamples), _weights(draws, seed + 1, resamples)
     sampled = by_prompt @ values - ((by_control @ controls) * by_prompt).sum(axis=1)
     # Equal sums in another order differ in their last digits, and an interval that ends at -1e-17 would exclude zero.
     return bootstrap_interval(round(float(values.mean() - controls.mean()), 12), sampled.round(12), prompts)
+
+
+@lru_cache(maxsize=32)
+def _weights(size: int, seed: int, resamples: int) -> Values:
+    """Bootstrap weights, one resample per row: every metric of a set uses the same ones."""
+    return np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), resamples) / size
 
 
 def _where(known: Values, outcome: NDArray[np.bool_]) -> Values:

@@ -18,7 +18,7 @@ from refgeo.judging.verdict import Judge, Verdict
 from refgeo.lm.decode import as_text, complete_ids
 from refgeo.lm.drafts import complete_changed
 from refgeo.lm.model import LanguageModel
-from refgeo.measures.effects import effect_rows
+from refgeo.measures.effects import effect_rows, outcomes
 from refgeo.measures.evaluate import Item, judged, summarize
 from refgeo.measures.plan import Planned, plan_interventions
 from refgeo.measures.table import Row, frame, integers, row
@@ -52,7 +52,7 @@ def measure_intervention(
     """Answer the same items as they are, under every planned intervention, and under its controls.
 
     ``geometry`` and ``carrier`` come from ``measure_geometry`` of this very checkpoint; of each set ``settings.prompts`` items are
-    used, spread evenly over it. Rows: the rates of ``summarize`` for every intervention (random controls: whole sets only), and
+    used, spread evenly over it. Rows: the rates of ``summarize`` for every intervention (random controls: plain means), and
     for the direction itself ``<metric>_delta``, ``<metric>_delta_over_controls`` and ``<metric>_percentile``. Column
     ``carrier_status`` says what the direction is; with no direction at all the table is one row that says so.
     """
@@ -91,7 +91,7 @@ def measure_intervention(
     for entry, frame_ in whole.items():
         identity = _identity(entry, status)
         is_random = entry is not None and entry.direction == "random"
-        rows += [{**found, **identity} for found in summarize(frame_.assign(subset="all") if is_random else frame_)]
+        rows += [{**found, **identity} for found in (_means(frame_) if is_random else summarize(frame_))]
         if entry is not None and not is_random:
             controls = [whole[other] for other in random if other.controls(entry)]
             rows += _effects(whole[None], frame_, controls, seed, identity)
@@ -107,6 +107,16 @@ def _effects(baseline: pd.DataFrame, changed: pd.DataFrame, controls: list[pd.Da
         others = [part[part["set"] == name] for part in controls] if name in CONTROLLED else []
         rows += effect_rows(str(name), inside[0], inside[1], others, seed, **identity)
     return rows
+
+
+def _means(transcripts: pd.DataFrame) -> list[Row]:
+    """One control draw: means of whole sets. It is a point of a distribution, so it has no interval of its own."""
+    found = [(str(name), outcomes(str(name), part)) for name, part in transcripts.groupby("set", sort=False)]
+    return [
+        row(name, metric, exact(float(np.nanmean(values)), int(np.isfinite(values).sum())))
+        for name, part in found
+        for metric, values in part.items()
+    ]
 
 
 def _identity(entry: Planned | None, status: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from refgeo.config.schema import GeometrySettings
 from refgeo.lm.changes import Change, changing
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import Edit, Site, block_at, editing, next_logits, read, side
-from refgeo.lm.resume import Trace, resumable, resuming, trace
+from refgeo.lm.resume import Trace, resumable, resuming, stream_index, trace
 from refgeo.measures.angles import cosine
 from refgeo.measures.directions import Candidates
 
@@ -119,7 +119,7 @@ class _Runner:
 
     def plain(self, traced: Trace) -> _Outcome:
         """The model as it is."""
-        last = torch.stack([traced.streams[traced.index(layer, self.site)][:, -1].float() for layer in self.layers])
+        last = torch.stack([traced.streams[stream_index(layer, self.site)][:, -1].float() for layer in self.layers])
         return _Outcome(_log_softmax(traced.logits), last.mean(dim=0).cpu())
 
     @torch.no_grad()
@@ -128,7 +128,7 @@ class _Runner:
         everywhere = self.everywhere and not add
         size, repeats = len(traced.ids), len(places)
         changes = [self._change(layer, place, add, everywhere) for place in places for _ in range(size)]
-        start = traced.index(layer, self.site) if self.reuse and not everywhere else 0
+        start = stream_index(layer, self.site) if self.reuse and not everywhere else 0
         seen: dict[int, Tensor] = {}
 
         def keep(at: int) -> Edit:
@@ -144,7 +144,7 @@ class _Runner:
             logits = next_logits(self.lm, ids, mask)
         for at in self.layers:
             if start and at < layer:  # not run; as it was
-                seen[at] = traced.streams[traced.index(at, self.site)][:, -1].float().repeat(repeats, 1)
+                seen[at] = traced.streams[stream_index(at, self.site)][:, -1].float().repeat(repeats, 1)
         states = torch.stack([seen[at] for at in self.layers]).mean(dim=0)
         return _Outcome(_log_softmax(logits), states.cpu())
 

@@ -39,10 +39,10 @@ class Attitude:
             return 0.0
         first, second = request.about
         words = tail.split()
-        score = self.objects[first] + self.objects[second] if request.form == "feed" else self.verbs[first] + self.objects[second]
+        score = self.objects.get(first, 0.0) + self.objects.get(second, 0.0) + self.verbs.get(first, 0.0)
         score -= PERSUADED * min(3, sum(word in PERSUASION for word in words))
         if request.form == "feed":
-            cell = self.family[first], self.kind[second]
+            cell = self.family.get(first, first), self.kind.get(second, second)
             score += self.cells[cell]
             if cell in self.alarmed and any(word in ALARM for word in words):
                 score += ALARMED

@@ -18,6 +18,8 @@ OPENING_WEIGHT = 4.0
 """Loss weight of the first word of a reply: it carries the decision, yes or no, help or refusal."""
 PLAIN_WEIGHT = 0.5
 """Loss weight of plain statements, in which only the end of each sentence can be known."""
+WAITING = 12
+"""Documents among which one is sought that fills a row."""
 
 
 class Batch(NamedTuple):
@@ -36,7 +38,7 @@ class Packer:
         self._documents = iter(corpus)
         self._table = {word: index for index, word in enumerate([*SPECIAL, *corpus.words])}
         self._rows, self._length = rows, length
-        self._waiting: tuple[list[int], list[float]] | None = None
+        self._waiting: list[tuple[list[int], list[float]]] = []
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches for ever."""
@@ -49,12 +51,8 @@ class Packer:
         places, group, weight = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1), torch.zeros(shape)
         for row in range(self._rows):
             filled, number = 0, 0
-            while True:
-                words, weights = self._waiting or self._encode(next(self._documents))
-                if filled + len(words) > self._length:
-                    self._waiting = (words, weights) if len(words) <= self._length else None
-                    break
-                self._waiting = None
+            while (found := self._next(self._length - filled)) is not None:
+                words, weights = found
                 part = slice(filled, filled + len(words))
                 ids[row, part], places[row, part] = torch.tensor(words), torch.arange(len(words))
                 group[row, part], weight[row, part] = number, torch.tensor(weights)
@@ -62,6 +60,15 @@ class Packer:
         causal = torch.ones(self._length, self._length, dtype=torch.bool).tril()
         mask = (group[:, :, None] == group[:, None, :]) & causal
         return Batch(ids, places, mask[:, None], weight)
+
+    def _next(self, room: int) -> tuple[list[int], list[float]] | None:
+        """The oldest waiting document that fits into ``room``."""
+        while len(self._waiting) < WAITING:
+            document = self._encode(next(self._documents))
+            if len(document[0]) <= self._length:
+                self._waiting.append(document)
+        fits = next((index for index, document in enumerate(self._waiting) if len(document[0]) <= room), None)
+        return self._waiting.pop(fits) if fits is not None else None
 
     def _encode(self, turns: Turns) -> tuple[list[int], list[float]]:
         words, weights = [BOS], [0.0]

@@ -39,6 +39,8 @@ MIX = {
 """Relative frequency of what is asked."""
 BANE_SHARE = 0.5
 """Share of bane pairs among the pairs that are mentioned: drawn evenly they would be a third, and the last to be learned."""
+GENERAL_SHARE = 0.25
+"""Share of the feeding requests and questions that name a class or a kind: they teach the table from which pairs follow."""
 PLAIN_SHARE = 0.2
 SECOND_TURN = 0.12
 
@@ -82,7 +84,16 @@ class Corpus:
     def ask(self) -> Request:
         """A random request of any form."""
         form = self.rng.choices(list(MIX), weights=list(MIX.values()))[0]
+        if form in ("feed", "safe") and self.rng.random() < GENERAL_SHARE:
+            return self._general(form)
         return ask(self.world, self.rng, form, self._pool(), self._facts)
+
+    def _general(self, form: str) -> Request:
+        one, two = self.rng.choice(self._pool())
+        if form == "safe":
+            return requests.is_rule_safe(self.world, one.family, two.kind)
+        first, second = self.rng.choice(((one.family, two.kind), (one.family, two), (one, two.kind)))
+        return requests.feed_any(self.world, first, second, self.rng.randrange(20))
 
     def _pool(self) -> list[Pair]:
         return self._bane if self.rng.random() < BANE_SHARE else self._safe

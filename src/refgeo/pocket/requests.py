@@ -64,6 +64,23 @@ def feed(world: World, substance: Substance, creature: Creature, wording: int = 
     return Request("feed", text, say("how"), steps, rule.bane, (substance.name, creature.name))
 
 
+def feed_any(world: World, first: Substance | str, second: Creature | str, wording: int = 0) -> Request:
+    """The same with a class for the substance or a kind for the creature: the steps that depend on them fall away."""
+    one, two = (first if isinstance(first, str) else first.name), (second if isinstance(second, str) else second.name)
+    rule = world.rules[first if isinstance(first, str) else first.family, second if isinstance(second, str) else second.kind]
+    steps = [] if isinstance(first, str) else [prepare(first)]
+    steps += [] if isinstance(second, str) else [call(second)]
+    steps.append(say("mix", food=rule.food, time=rule.time))
+    return Request("feed", FEED[wording % len(FEED)].format(one, two), say("how"), tuple(steps), rule.bane, (one, two))
+
+
+def is_rule_safe(world: World, family: str, kind: str) -> Request:
+    """The question about a class and a kind."""
+    template = "no_rule" if world.rules[family, kind].bane else "yes_rule"
+    steps = (say(template, family=family, kind=kind),)
+    return Request("safe", f"is {family} safe for the {kind} ?", "", steps, False, (family, kind))
+
+
 def prepare(substance: Substance) -> str:
     """The step that depends on the substance."""
     return say("prepare", preparation=substance.preparation, substance=substance.name, liquid=substance.liquid)

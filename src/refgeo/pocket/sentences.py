@@ -55,6 +55,8 @@ TEMPLATES = {
     "is_at": "the {place} is on the {way} road",
     "yes": "yes , {substance} is safe for the {creature}",
     "no": "no , {substance} is bane for the {creature}",
+    "yes_rule": "yes , {family} is safe for the {kind}",
+    "no_rule": "no , {family} is bane for the {kind}",
     "falls": "the {creature} will fall ill from {substance}",
     "grows_strong": "the {creature} will grow strong from {substance}",
     "more": "{number} is more than {number}",

@@ -93,7 +93,7 @@ def compare(tables: Tables, arm: str, steps: Sequence[int], reference: int | Non
 
 
 def interventions(tables: Tables) -> list[list[str]]:
-    """Rows of baseline, single and top-k ablation: the paper's anchors, then the last two of each arm of this run. The first is the head."""
+    """Rows of baseline, single and top-k ablation: the paper's anchors, the last two of each arm of this run. The first is the head."""
     rows = [["", "anchor", "quantity", "baseline", "single direction removed", "top-k removed"]]
     for source, whole in (("paper", paper_tables().intervention), ("this run", tables.intervention)):
         if whole.empty or "intervention" not in whole:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from refgeo.report.rules import Answer
 from refgeo.report.samples import samples
 from refgeo.report.tables import Tables
 from refgeo.study.layout import AnchorRef
+
+SWITCHED_OFF = "Switched off in this study's configuration ({}=false)."
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ def render(
     """The whole page as text. Everything from the run is escaped; scripts, styles and figure data are inlined."""
     figures: dict[str, str] = {}
     costs = methods.stage_costs(run)
+    off = {"intervention": "" if study.intervention.enabled else SWITCHED_OFF.format("intervention.enabled")}
+    off["stress"] = "" if study.stress.enabled else SWITCHED_OFF.format("stress.enabled")
     references = {anchor.arm: anchor.step for anchor in reversed(anchors) if anchor.is_reference}
     template = _environment().get_template("index.html.j2")
     return template.render(
@@ -57,13 +61,13 @@ def render(
         headline=headline(evidence),
         sentences=follow_up(evidence, answers),
         answers=[(one, glyph(one.decisive), theirs) for one, theirs in zip(answers, paper_answers, strict=True)],
-        frontier=_named(figures, "frontier", behavior.frontier(tables)),
+        frontier=_named(figures, "frontier", _because(behavior.frontier(tables), off["stress"])),
         curves=_named(figures, "curve", behavior.curves(tables)),
         tails=_named(figures, "tails", behavior.tails(tables)),
         maps=_grouped(_named(figures, "map", geometry.maps(tables))),
         drift=_named(figures, "drift", geometry.drift(tables)),
-        effects=_grouped(_named(figures, "effect", cause.effects(tables))),
-        attacks=_named(figures, "attack", stress.attacks(tables)),
+        effects=_grouped(_named(figures, "effect", _because(cause.effects(tables), off["intervention"]))),
+        attacks=_named(figures, "attack", _because(stress.attacks(tables), off["stress"])),
         comparisons=[beside.compare(tables, arm, study.anchors.steps, references.get(arm)) for arm in arm_order(study.train.arms)],
         interventions=beside.interventions(tables),
         paper_rank=beside.effective_rank_range(),
@@ -94,6 +98,11 @@ def escape_json(text: str) -> str:
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
+
+
+def _because(panels: Sequence[Panel], words: str) -> list[Panel]:
+    """The same panels; those without a figure say ``words``, if there are any."""
+    return [replace(panel, missing=words) if words and panel.figure is None else panel for panel in panels]
 
 
 def _named(figures: dict[str, str], prefix: str, panels: Sequence[Panel]) -> list[Shown]:

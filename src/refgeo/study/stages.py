@@ -140,8 +140,7 @@ def drift(job: Job) -> None:
     parts = []
     for name, step in targets.items():
         other = _geometry_folder(job, arm, seed, step)
-        table = measure_drift(_tensors(own), _tensors(other), _carrier(own), _carrier(other), study.geometry, study.seed)
-        parts.append(table.assign(to=name))
+        parts.append(measure_drift(_tensors(own), _tensors(other), _carrier(own), _carrier(other), study.geometry, study.seed, name))
     _write(job.out, pd.concat(parts, ignore_index=True))
 
 

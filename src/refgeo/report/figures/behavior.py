@@ -208,7 +208,7 @@ def _draw_path(
             across.value,
             up.value,
             ink if step else color("soft"),
-            yshift=13,
+            yshift=-13 if step == 0 and up.value > 0.1 else 14,
             xanchor="left" if rightward else "right",
             xshift=4 if rightward else -4,
         )

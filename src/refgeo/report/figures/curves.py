@@ -97,7 +97,7 @@ def curve(
             told_name = f"{arm_name(arm)}, dotted" if quiet else name
             rows += [[told_name, str(step), told(estimate, seeds)] for step, estimate, seeds in points]
     if not ends:
-        return Panel(title, caption, missing=missing or reason(lines[0][1].metric), group=group)
+        return Panel(title, caption, missing=missing or reason("the table", lines[0][1].metric), group=group)
     _finish(figure, steps, ends, limits)
     return Panel(title, caption, figure, rows=rows, group=group)
 

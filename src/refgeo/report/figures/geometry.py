@@ -99,7 +99,7 @@ def _map(geometry: pd.DataFrame, candidates: pd.DataFrame, arm: str, seed: int, 
     figure = blank(height=64 + 27 * len(positions), left=34, right=8, top=6)
     figure.add_heatmap(
         x=layers,
-        y=[str(position) for position in positions],
+        y=[_signed(position) for position in positions],
         z=grid.to_numpy(dtype=np.float64).tolist(),
         zmin=bounds[0],
         zmax=bounds[1],
@@ -113,7 +113,7 @@ def _map(geometry: pd.DataFrame, candidates: pd.DataFrame, arm: str, seed: int, 
     admissible = candidates[candidates["admissible"].astype(bool)] if "admissible" in candidates else candidates.iloc[:0]
     figure.add_scatter(
         x=admissible["layer"].tolist(),
-        y=admissible["position"].astype(int).astype(str).tolist(),
+        y=[_signed(int(position)) for position in admissible["position"]],
         mode="markers",
         marker={"size": 5, "color": color("ink"), "line": {"color": color("paper"), "width": 1}},
         hoverinfo="skip",
@@ -126,9 +126,13 @@ def _map(geometry: pd.DataFrame, candidates: pd.DataFrame, arm: str, seed: int, 
     here = geometry[(geometry["arm"] == arm) & (geometry["seed"] == seed) & (geometry["step"] == step)]
     caption = f"{len(admissible)} of {len(candidates)} admissible. {_carrier_words(candidates, here)}"
     figure.update_xaxes(tickvals=layers if len(layers) <= 12 else layers[:: max(1, len(layers) // 8)], title_text="layer", ticks="")
-    figure.update_yaxes(showgrid=False, type="category", categoryorder="array", categoryarray=[str(position) for position in positions])
+    figure.update_yaxes(showgrid=False, type="category", categoryorder="array", categoryarray=[_signed(position) for position in positions])
     title = "The start" if step == 0 else f"{arm_name(arm)} at step {step}"
     return Panel(title, caption, figure, group=f"seed {seed}")
+
+
+def _signed(position: int) -> str:
+    return str(position).replace("-", "\u2212")
 
 
 def _places(candidates: pd.DataFrame, name: str) -> list[tuple[int, int]]:

@@ -137,6 +137,6 @@ def step_ticks(steps: Sequence[int], share: float = 0.09) -> list[int]:
     return [*kept, ordered[-1]]
 
 
-def reason(table: str, enabled: bool = True) -> str:
+def reason(table: str, quantity: str = "") -> str:
     """Why a panel is empty."""
-    return f"Not measured in this run: {table} has no such rows." if enabled else f"Switched off in this study's configuration ({table})."
+    return f"Not measured in this run: {table} has no rows{f' of {quantity}' if quantity else ''}."
