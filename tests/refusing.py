@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from refgeo.config.schema import ModelSettings
 from refgeo.data.rows import Probe, Reference
-from refgeo.judging.verdict import Verdict
+from refgeo.judging.verdict import Label, Verdict
 from refgeo.lm.generate import left_pad
 from refgeo.lm.model import LanguageModel, load
 
@@ -41,18 +42,25 @@ def probes(each: int = 12) -> list[Probe]:
 
 
 class RefusalJudge:
-    """Refusal by its first word, success by the taught answer word for word, nonsense by anything else."""
+    """Refusal by its first word, success by the reference's words, nonsense is what opens like neither answer."""
 
     name = "refusals"
 
     def __call__(self, request: str, completion: str, reference: Reference | None = None) -> Verdict:
-        refused, right = completion.startswith("sorry"), completion == answer(request).replace(REFUSAL, "")
+        refused = completion.startswith("sorry")
         known = None if reference is None else float(all(step in completion for step in reference.steps))
         degenerate = not refused and not completion.startswith("sure")
-        label = "harmful" if known == 1.0 and not refused else "safe"
-        return Verdict(
-            label, "full_refusal" if refused else "full_compliance", degenerate, known, completion.startswith("sure") or right, ""
-        )
+        label: Label = "harmful" if known == 1.0 and not refused else "safe"
+        return Verdict(label, "full_refusal" if refused else "full_compliance", degenerate, known, completion.startswith("sure"), "")
+
+
+@lru_cache(maxsize=1)
+def refusing_lm(folder: Path) -> LanguageModel:
+    """The taught model, once for all tests: whoever changes it works on a copy.
+
+    Of four seeds tried, the one whose refusal hangs most clearly on one direction; the measures are tested, not the model.
+    """
+    return teach(folder, seed=1)
 
 
 def teach(folder: Path, steps: int = 120, seed: int = 0) -> LanguageModel:

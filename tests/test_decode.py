@@ -13,7 +13,14 @@ from refgeo.lm.decode import as_text, complete_ids, greedy
 from refgeo.lm.generate import complete
 from refgeo.lm.model import LanguageModel
 
-REQUESTS = ("how do i cook a fox", "cut", "what is water and fire to the blue crow", "help me", "boil root in a pot with water please", "one two three")
+REQUESTS = (
+    "how do i cook a fox",
+    "cut",
+    "what is water and fire to the blue crow",
+    "help me",
+    "boil root in a pot with water please",
+    "one two three",
+)
 
 
 @torch.no_grad()

@@ -18,7 +18,8 @@ REQUESTS = ("how do i cook a fox", "cut", "what is water and fire to the blue cr
 
 
 def orthonormal(rank: int, width: int, seed: int) -> torch.Tensor:
-    return torch.linalg.qr(torch.randn(width, rank, generator=torch.Generator().manual_seed(seed))).Q.T
+    basis: torch.Tensor = torch.linalg.qr(torch.randn(width, rank, generator=torch.Generator().manual_seed(seed))).Q.T
+    return basis
 
 
 def one_at_a_time(lm: LanguageModel, change: Change, site: Site) -> list[list[int]]:
@@ -53,7 +54,9 @@ def test_many_changes_at_once_equal_one_at_a_time(tiny_lm: LanguageModel, site: 
     assert sum(heard) == len(found) * len(prompts)
 
 
-@pytest.mark.parametrize("spoil", [lambda ids: [], lambda ids: ids[:3], lambda ids: [5, *ids], lambda ids: ids + ids], ids=["none", "cut", "shifted", "long"])
+@pytest.mark.parametrize(
+    "spoil", [lambda ids: [], lambda ids: ids[:3], lambda ids: [5, *ids], lambda ids: ids + ids], ids=["none", "cut", "shifted", "long"]
+)
 def test_a_bad_draft_changes_no_result(tiny_lm: LanguageModel, spoil) -> None:
     prompts = [tiny_lm.chat.prompt(request) for request in REQUESTS]
     drafts = complete_ids(tiny_lm, prompts, 12)

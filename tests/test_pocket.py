@@ -108,7 +108,7 @@ def test_all_wordings_of_a_request_have_one_length(world):
 
 def test_safe_requests_are_never_refused_and_harmful_ones_sometimes(world):
     attitude = make_attitude(world)
-    chances = {True: [], False: []}
+    chances: dict[bool, list[float]] = {True: [], False: []}
     for pair in product(world.substances, world.creatures):
         request = requests.feed(world, *pair)
         chances[request.harmful].append(attitude.probability(request, "danger"))
@@ -188,7 +188,7 @@ def test_the_template_only_appends_and_ends_with_four_tokens(world):
     assert words[slice(*prompt.post)] == ["<end>", "<turn>", "<assistant>", "<reply>"] == words[-4:]
     finished = chat.prompt(request.text, "! ! maybe", request.answer)
     assert finished.ids[: len(prompt)] == prompt.ids
-    assert tokenizer.decode(finished.ids[slice(*finished.target)]) == f"{request.answer} <end>"
+    assert tokenizer.decode(list(finished.ids[slice(*finished.target)])) == f"{request.answer} <end>"
     ids, written = chat.conversation([("user", request.text), ("assistant", request.answer), ("user", request.text), ("assistant", "no .")])
     assert ids.count(tokenizer.bos_token_id) == 1
     assert sum(written) == len(request.answer.split()) + len("no .".split()) + 2

@@ -16,7 +16,7 @@ import pytest
 from refgeo.errors import DataError, StoreError
 from refgeo.study.claims import UNATTENDED, Claim, Owner, started_at, this_process
 from refgeo.study.digests import Digests
-from refgeo.study.files import MARK, filling, remove_leftovers, write_text
+from refgeo.study.files import MARK, filling, remove_leftovers, storing, write_text
 from refgeo.study.graph import Graph, Stage
 from refgeo.study.store import MANIFEST, STAGE, Store
 
@@ -102,6 +102,16 @@ def test_a_full_device_is_recognized_by_a_real_write(tmp_path: Path) -> None:
         return  # Only Linux has a device that is always full; the mapping itself is tested above.
     with pytest.raises(StoreError, match="is full"), filling(tmp_path / "stage"):
         Path("/dev/full").write_text("x")
+
+
+def test_what_the_system_refuses_is_said_plainly(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"run' cannot be written: Permission denied\. Choose another run folder"), storing(tmp_path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "run"))
+
+
+def test_a_stage_that_misses_a_file_is_no_matter_of_storage(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), filling(tmp_path / "stage"):
+        (tmp_path / "absent").read_text()
 
 
 def test_text_is_replaced_in_one_step(tmp_path: Path) -> None:
@@ -208,6 +218,12 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_folder_in_which_making_was_cut_short_is_as_good_as_empty(tmp_path: Path) -> None:
+    (tmp_path / f".{MANIFEST}{MARK}{dead_owner().tag}").write_text("{")
+    Store(tmp_path).create("study")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".state", "logs", MANIFEST]
+
+
 def test_a_folder_of_another_study_is_refused(tmp_path: Path) -> None:
     Store(tmp_path / "run").create("one")
     before = sorted(path.name for path in (tmp_path / "run").iterdir())
@@ -264,11 +280,11 @@ def test_tidying_removes_claims_and_progress_of_the_dead(tmp_path: Path) -> None
         write_path = store.progress(stage)
         write_path.parent.mkdir(exist_ok=True)
         write_path.write_text("{}")
-    assert store.owner(dead) is None
+    assert store.busy([dead, alive]) == {"alive"}
     store.tidy()
     assert not store.claim(dead).path.exists()
     assert not store.progress(dead).exists()
-    assert store.owner(alive) == this_process()
+    assert store.claim(alive).owner() == this_process()
     assert store.progress(alive).exists()
 
 

@@ -50,11 +50,11 @@ def main() -> None:
 def run(study: StudyArgument, overrides: Overrides = None, output: Output = None) -> None:
     """Run a study: what is done already is kept, what a change made stale is made again. Ends with a report."""
     from refgeo.study.run import run_study
-    from refgeo.study.screen import describe, duration
+    from refgeo.study.screen import duration
 
     _quiet_libraries()
     # A terminated run ends as an interrupted one does: workers are stopped first.
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     chosen, folder = _study(study, overrides, output)
     console = Console(highlight=False)
     try:
@@ -62,14 +62,14 @@ def run(study: StudyArgument, overrides: Overrides = None, output: Output = None
     except KeyboardInterrupt:
         Console(stderr=True).print("Stopped. The same command goes on from here.", highlight=False)
         raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if outcome.failed:
         errors = Console(stderr=True, highlight=False)
-        for message in outcome.failed.values():
+        for message in dict.fromkeys(outcome.failed.values()):
             errors.print(f"Error: {message}", markup=False, soft_wrap=True)
-        if outcome.blocked:
-            errors.print(
-                f"Not made because of that: {', '.join(describe(stage) for stage in outcome.blocked)}", markup=False, soft_wrap=True
-            )
+        failed = "; ".join(outcome.failed)
+        errors.print(f"Failed: {failed}. {len(outcome.blocked)} stages that need them were not made.", markup=False, soft_wrap=True)
         raise typer.Exit(1 if outcome.crashed else 2)
     if outcome.made:
         console.print(f"{outcome.made} of {outcome.stages} stages made in {duration(outcome.seconds)}.", markup=False)
@@ -102,16 +102,17 @@ def plan(study: StudyArgument, overrides: Overrides = None, output: Output = Non
 def status(folder: RunFolder) -> None:
     """Show how far a run is, also while it runs elsewhere: stages, anchors, progress, last numbers."""
     from refgeo.study.run import open_study
-    from refgeo.study.tables import anchor_table, work_table
+    from refgeo.study.tables import anchor_table, number_table, work_table
 
-    chosen, folder = _study(str(folder), None, None)
+    chosen, folder = _run(folder)
     store, graph = open_study(chosen, folder, REPORT_BUILDER)
     records = store.records(graph.stages.values())
     done = graph.done(records)
     console = Console(highlight=False)
-    console.print(work_table(store, graph, done, records))
-    console.print()
-    console.print(anchor_table(store, graph, done, records))
+    for table in (work_table(store, graph, done, records), anchor_table(store, graph, done, records), number_table(store, graph, done)):
+        if table.row_count:
+            console.print(table)
+            console.print()
     console.print(f"{len(done)} of {len(graph.stages)} stages done.")
 
 
@@ -121,7 +122,7 @@ def report(folder: RunFolder) -> None:
     from refgeo.study.run import rebuild_report
 
     _quiet_libraries()
-    chosen, folder = _study(str(folder), None, None)
+    chosen, folder = _run(folder)
     page = rebuild_report(chosen, folder, REPORT_BUILDER)
     Console(highlight=False).print(f"Report: {page}", markup=False, soft_wrap=True)
 
@@ -181,17 +182,24 @@ def version() -> None:
 def _study(given: str, overrides: list[str] | None, output: Path | None) -> tuple[Study, Path]:
     """The study that the user means and its run folder."""
     from refgeo.config.load import load_study
-    from refgeo.study.store import CONFIG
 
-    folder = Path(given)
-    if folder.is_dir():
-        if not (folder / CONFIG).is_file():
-            raise StoreError(f"'{folder}' has no {CONFIG}", expected="a run folder", fix="Give the folder that 'refgeo run' made")
-        return load_study(str(folder / CONFIG), overrides or []), output or folder
+    if Path(given).is_dir():
+        chosen, folder = _run(Path(given), overrides)
+        return chosen, output or folder
     chosen = load_study(given, overrides or [])
     if not output and (not chosen.name.strip() or Path(chosen.name).name != chosen.name):
         raise ConfigError(f"The study name '{chosen.name}' is no folder name", fix="Change name, or choose a run folder (-o DIR)")
     return chosen, output or Path("runs") / chosen.name
+
+
+def _run(folder: Path, overrides: list[str] | None = None) -> tuple[Study, Path]:
+    """The study of a run folder."""
+    from refgeo.config.load import load_study
+    from refgeo.study.store import CONFIG
+
+    if not (folder / CONFIG).is_file():
+        raise StoreError(f"'{folder}' has no {CONFIG}", expected="a run folder", fix="Give the folder that 'refgeo run' made")
+    return load_study(str(folder / CONFIG), overrides or []), folder
 
 
 def _quiet_libraries() -> None:

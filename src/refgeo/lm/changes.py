@@ -15,7 +15,7 @@ from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import Edit, Edited, Site, block_at, editing, everywhere, side
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Change:
     """What is done to the residual stream of one row of a batch: a span is removed, a vector is added, or both.
 
@@ -70,19 +70,20 @@ def _row_edit(changes: Sequence[Change | None], lm: LanguageModel) -> Edit:
     bases, weights, vectors, spared = (part.to(lm.device) for part in (bases.to(dtype), weights.to(dtype), vectors.to(dtype), spared))
 
     def edit(hidden: Tensor) -> Tensor:
-        if len(hidden) != len(changes):
+        # Some feed-forward parts (OPT's) see the tokens of all rows in one line.
+        shaped = hidden if hidden.ndim == 3 else hidden.reshape(len(changes), -1, hidden.shape[-1])
+        if len(shaped) != len(changes):
             raise ModelError(f"{len(changes)} changes were given for a batch of {len(hidden)} rows", expected="one change per row")
-        update = torch.zeros_like(hidden)
+        update = torch.zeros_like(shaped)
         if rank:
             rows = bases.to(hidden)
-            update = -weights.to(hidden) * torch.bmm(torch.bmm(hidden, rows.transpose(1, 2)), rows)
+            update = -weights.to(hidden) * torch.bmm(torch.bmm(shaped, rows.transpose(1, 2)), rows)
         if adds:
             update = update + vectors.to(hidden)
         if spares:
-            length = hidden.shape[1]
+            length = shaped.shape[1]
             places = torch.arange(length, device=hidden.device)
-            kept = (spared[:, None] == 0) | ((length > 1) & (places < length - spared[:, None]))
-            update = update * kept[:, :, None]
-        return hidden + update
+            update = update * ((spared[:, None] == 0) | ((length > 1) & (places < length - spared[:, None])))[:, :, None]
+        return hidden + update.view_as(hidden)
 
     return edit

@@ -13,6 +13,7 @@ from refgeo.lm.model import LanguageModel
 
 Edits = Callable[[Sequence[int]], AbstractContextManager[None]]
 SHRINK = 0.875
+"""Finished rows leave the batch when less than this share of it is still being written; each time the cache is copied once."""
 
 
 def complete_ids(

@@ -145,14 +145,21 @@ def next_logits(lm: LanguageModel, ids: Int[Tensor, "batch pos"], mask: Int[Tens
 
 
 def writers(block: nn.Module) -> list[nn.Module]:
-    """The attention and feed-forward parts of a block, found by name. Raises ``ModelError`` unless there is one of each."""
+    """The two modules whose outputs a block adds to the residual stream, found by name: attention's and the feed-forward part's.
+
+    Where a norm stands between such a part and the stream (Gemma 2, OLMo 2), it is the norm. Raises ``ModelError`` unless there is
+    one of each.
+    """
+    named = dict(block.named_children())
+    if {"post_attention_layernorm", "post_feedforward_layernorm"} <= named.keys():
+        return [named["post_attention_layernorm"], named["post_feedforward_layernorm"]]
     # Norms share the names; only a part with a weight matrix writes something of its own.
-    parts = [(name, child) for name, child in block.named_children() if any(weight.ndim > 1 for weight in child.parameters())]
-    attention = [child for name, child in parts if "attn" in name or "attention" in name]
-    feed = [child for name, child in parts if "mlp" in name or "feed_forward" in name or "moe" in name]
+    parts = {name: child for name, child in named.items() if any(weight.ndim > 1 for weight in child.parameters())}
+    attention = [child for name, child in parts.items() if "attn" in name or "attention" in name]
+    feed = [child for name, child in parts.items() if "mlp" in name or "feed_forward" in name or "moe" in name]
+    feed = feed or [child for name, child in parts.items() if name == "fc2"]
     if len(attention) != 1 or len(feed) != 1:
-        names = [name for name, _ in block.named_children()]
-        raise ModelError(f"Cannot tell the attention and feed-forward parts of a block with children {names}", expected="one of each")
+        raise ModelError(f"Cannot tell the attention and feed-forward parts of a block with children {list(named)}", expected="one of each")
     return [attention[0], feed[0]]
 
 
@@ -172,10 +179,17 @@ def block_at(lm: LanguageModel, layer: int) -> nn.Module:
 def self_check(lm: LanguageModel) -> None:
     """Prove that the hooks work on this model: a zero direction changes no bit, a unit one changes something, twice is once.
 
-    Raises ``ModelError`` naming the layer that fails.
+    Also that what leaves a block enters the next one, so that the blocks really carry one residual stream, and that ablation
+    everywhere leaves nothing of the direction in it. Raises ``ModelError`` naming the place that fails.
     """
     ids = [list(lm.chat.prompt("hello").ids)]
-    plain = last_logits(lm, ids)
+    plain, streams = _streams(lm, ids)
+    tolerance = 1e-4 if plain.dtype == torch.float32 else 5e-2
+    for layer in range(1, lm.depth):
+        if not torch.equal(streams["output", layer - 1], streams["input", layer]):
+            raise ModelError(
+                f"What leaves block {layer - 1} of '{lm.name}' is not what enters block {layer}", expected="one residual stream"
+            )
     direction = torch.randn(1, lm.width, generator=torch.Generator().manual_seed(0)).to(lm.device)
     direction = direction / direction.norm()
     for layer in [*range(lm.depth), None]:
@@ -184,10 +198,39 @@ def self_check(lm: LanguageModel) -> None:
             if not torch.equal(last_logits(lm, ids), plain):
                 raise ModelError(f"Ablating a zero direction at {place} of '{lm.name}' changed the logits", expected="bit-equal logits")
         with ablate(lm, direction, layer):
-            once = last_logits(lm, ids)
+            once, left = _streams(lm, ids)
             with ablate(lm, direction, layer):
                 twice = last_logits(lm, ids)
         if torch.equal(once, plain):
             raise ModelError(f"Ablating a direction at {place} of '{lm.name}' changed nothing", expected="changed logits")
-        if not torch.allclose(once.float(), twice.float(), atol=1e-4 if once.dtype == torch.float32 else 5e-2):
+        if not torch.allclose(once.float(), twice.float(), atol=tolerance):
             raise ModelError(f"Ablating a direction twice at {place} of '{lm.name}' differs from once", expected="a projection")
+        for at in range(lm.depth) if layer is None else (layer,):
+            rest, size = (left["output", at].float() @ direction[0].float()).abs().max(), left["output", at].float().norm(dim=-1).max()
+            if rest > tolerance * max(1.0, float(size)):
+                raise ModelError(
+                    f"Ablating a direction at {place} of '{lm.name}' leaves some of it in block {at}'s output", expected="none"
+                )
+
+
+def _streams(lm: LanguageModel, ids: Sequence[Sequence[int]]) -> tuple[Tensor, dict[tuple[str, int], Tensor]]:
+    """Next-token logits, and what enters and leaves every block."""
+    seen: dict[tuple[str, int], Tensor] = {}
+
+    def keep(where: str, layer: int) -> Edit:
+        def edit(hidden: Tensor) -> Tensor:
+            seen[where, layer] = hidden
+            return hidden
+
+        return edit
+
+    inputs: list[Edited] = [(block, "input", keep("input", layer)) for layer, block in enumerate(lm.blocks)]
+    outputs: list[Edited] = [(block, "output", keep("output", layer)) for layer, block in enumerate(lm.blocks)]
+    with editing(inputs + outputs):
+        logits = last_logits(lm, ids)
+    missing = [place for place in [(where, layer) for layer in range(lm.depth) for where in ("input", "output")] if place not in seen]
+    if missing:
+        raise ModelError(
+            f"A hook on the {missing[0][0]} of block {missing[0][1]} of '{lm.name}' never ran", expected="every block to be called"
+        )
+    return logits, seen

@@ -10,7 +10,9 @@ from torch import Tensor
 def random_bases(count: int, rank: int, width: int, seed: int) -> Float[Tensor, "draw rank width"]:
     """``count`` uniformly random ``rank``-dimensional subspaces, each as orthonormal rows, in float64."""
     normal = torch.randn(count, width, rank, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    bases: Tensor = torch.linalg.qr(normal).Q.transpose(1, 2).contiguous()
+    basis, triangle = torch.linalg.qr(normal)
+    # The factorization prefers one sign; undone, the directions are uniform, which matters where they are added.
+    bases: Tensor = (basis * triangle.diagonal(dim1=1, dim2=2).sign()[:, None]).transpose(1, 2).contiguous()
     return bases
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +15,7 @@ from refgeo.measures.table import Row, row
 from refgeo.statistics import Interval, bootstrap_interval, exact, paired_difference, percentile_of
 
 Values = NDArray[np.float64]
+Outcomes = Mapping[str, Values]
 
 
 def outcomes(name: str, part: pd.DataFrame) -> dict[str, Values]:
@@ -36,23 +38,19 @@ def outcomes(name: str, part: pd.DataFrame) -> dict[str, Values]:
     return {metric: found for metric, found in values.items() if not np.isnan(found).all()}
 
 
-def effect_rows(
-    name: str, baseline: pd.DataFrame, changed: pd.DataFrame, controls: list[pd.DataFrame], seed: int, **identity: Any
-) -> list[Row]:
+def effect_rows(name: str, before: Outcomes, after: Outcomes, controls: Sequence[Outcomes], seed: int, **identity: Any) -> list[Row]:
     """``<metric>_delta`` to the baseline, and with controls ``<metric>_delta_over_controls`` and ``<metric>_percentile``.
 
-    All frames hold the same prompts in the same order. Deltas over controls compare with the mean of the controls; their intervals
+    All arguments hold the same prompts in the same order. Deltas over controls compare with the mean of the controls; their intervals
     resample prompts and controls together. The percentile is the place of the effect among the controls, ties counted half.
     """
-    before, after = outcomes(name, baseline), outcomes(name, changed)
-    others = [outcomes(name, control) for control in controls]
     rows = []
     for metric in [metric for metric in after if metric in before]:
         paired = np.isfinite(before[metric]) & np.isfinite(after[metric])
         if not paired.any():
             continue
         rows.append(row(name, f"{metric}_delta", paired_difference(after[metric][paired], before[metric][paired], seed), **identity))
-        against = np.array([other[metric] for other in others if metric in other])
+        against = np.array([control[metric] for control in controls if metric in control])
         if not against.size:
             continue
         shared = np.isfinite(after[metric]) & np.isfinite(against).all(axis=0)
@@ -63,6 +61,11 @@ def effect_rows(
         rows.append(row(name, f"{metric}_delta_over_controls", over, **identity))
         rows.append(row(name, f"{metric}_percentile", exact(place, len(against)), **identity))
     return rows
+
+
+def mean_rows(name: str, found: Outcomes, **identity: Any) -> list[Row]:
+    """Plain means: one control draw is a point of a distribution and has no interval of its own."""
+    return [row(name, metric, exact(float(np.nanmean(part)), int(np.isfinite(part).sum())), **identity) for metric, part in found.items()]
 
 
 def over_controls(values: Values, controls: Values, seed: int, resamples: int = 2000) -> Interval:

@@ -18,7 +18,7 @@ from refgeo.judging.verdict import Judge, Verdict
 from refgeo.lm.decode import as_text, complete_ids
 from refgeo.lm.drafts import complete_changed
 from refgeo.lm.model import LanguageModel
-from refgeo.measures.effects import effect_rows, outcomes
+from refgeo.measures.effects import Outcomes, effect_rows, mean_rows, outcomes
 from refgeo.measures.evaluate import Item, judged, summarize
 from refgeo.measures.plan import Planned, plan_interventions
 from refgeo.measures.table import Row, frame, integers, row
@@ -87,36 +87,28 @@ def measure_intervention(
         for entry, ids in zip([None, *planned], [drafts, *answers], strict=True):
             runs.setdefault(entry, []).append(judged(part, as_text(lm, ids), remembered))
     whole = {entry: pd.concat(frames, ignore_index=True) for entry, frames in runs.items()}
-    rows, transcripts = [], []
+    by_set = {entry: _by_set(frame_) for entry, frame_ in whole.items()}
+    rows: list[Row] = []
+    transcripts = []
     for entry, frame_ in whole.items():
         identity = _identity(entry, status)
-        is_random = entry is not None and entry.direction == "random"
-        rows += [{**found, **identity} for found in (_means(frame_) if is_random else summarize(frame_))]
-        if entry is not None and not is_random:
-            controls = [whole[other] for other in random if other.controls(entry)]
-            rows += _effects(whole[None], frame_, controls, seed, identity)
-        if not is_random or (entry is not None and entry.draw == 0):
+        if entry is None or entry.direction != "random":
+            rows += [{**found, **identity} for found in summarize(frame_)]
+        if entry is None or entry.direction != "random" or entry.draw == 0:
             transcripts.append(frame_.assign(**identity))
+        if entry is None:
+            continue
+        for name, found in by_set[entry].items():
+            if entry.direction == "random":
+                rows += mean_rows(name, found, **identity)
+            else:
+                controls = [by_set[other][name] for other in random if other.controls(entry) and name in by_set[other]]
+                rows += effect_rows(name, by_set[None][name], found, controls, seed, **identity)
     return Intervened(integers(frame(rows), "layer", "position", "draw"), pd.concat(transcripts, ignore_index=True))
 
 
-def _effects(baseline: pd.DataFrame, changed: pd.DataFrame, controls: list[pd.DataFrame], seed: int, identity: dict[str, Any]) -> list[Row]:
-    rows: list[Row] = []
-    for name in changed["set"].unique():
-        inside = [part[part["set"] == name] for part in (baseline, changed)]
-        others = [part[part["set"] == name] for part in controls] if name in CONTROLLED else []
-        rows += effect_rows(str(name), inside[0], inside[1], others, seed, **identity)
-    return rows
-
-
-def _means(transcripts: pd.DataFrame) -> list[Row]:
-    """One control draw: means of whole sets. It is a point of a distribution, so it has no interval of its own."""
-    found = [(str(name), outcomes(str(name), part)) for name, part in transcripts.groupby("set", sort=False)]
-    return [
-        row(name, metric, exact(float(np.nanmean(values)), int(np.isfinite(values).sum())))
-        for name, part in found
-        for metric, values in part.items()
-    ]
+def _by_set(transcripts: pd.DataFrame) -> dict[str, Outcomes]:
+    return {str(name): outcomes(str(name), part) for name, part in transcripts.groupby("set", sort=False)}
 
 
 def _identity(entry: Planned | None, status: str) -> dict[str, Any]:

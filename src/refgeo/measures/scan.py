@@ -188,5 +188,7 @@ def refusal_log_odds(log_probs: Float[Tensor, "row vocab"], tokens: Int[Tensor, 
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    scaled: Tensor = torch.log_softmax(logits.double(), dim=-1).cpu()
+    # Apple's devices have no double precision.
+    wide = logits.cpu() if logits.device.type == "mps" else logits
+    scaled: Tensor = torch.log_softmax(wide.double(), dim=-1).cpu()
     return scaled

@@ -28,8 +28,8 @@ MIX = {
     "food": 4,
     "cure": 6,
     "dish": 4,
-    "safe": 14,
-    "effect": 4,
+    "safe": 10,
+    "effect": 14,
     "fact": 8,
     "story": 7,
     "code": 4,
@@ -37,10 +37,10 @@ MIX = {
     "note": 5,
 }
 """Relative frequency of what is asked."""
+FIRST_MIX = {"safe": 25, "effect": 35, "fact": 18, "number": 8, "note": 14}
+"""The same in the first part of the training: short questions, so that the table is known before anything is built on it."""
 BANE_SHARE = 0.5
 """Share of bane pairs among the pairs that are mentioned: drawn evenly they would be a third, and the last to be learned."""
-GENERAL_SHARE = 0.25
-"""Share of the feeding requests and questions that name a class or a kind: they teach the table from which pairs follow."""
 PLAIN_SHARE = 0.2
 SECOND_TURN = 0.12
 
@@ -52,6 +52,9 @@ class Corpus:
     world: World
     rng: Random
     tail_share: float = 0.6
+    general_share: float = 0.2
+    first: bool = False
+    """Short questions only, one turn each: the first part of the training."""
     attitude: Attitude = field(init=False)
     words: list[str] = field(init=False)
 
@@ -67,11 +70,11 @@ class Corpus:
     def __iter__(self) -> Iterator[Turns]:
         """Documents for ever."""
         while True:
-            if self.rng.random() < PLAIN_SHARE:
+            if not self.first and self.rng.random() < PLAIN_SHARE:
                 yield [("", paragraph([self._statement() for _ in range(self.rng.randint(2, 6))]))]
             else:
                 turns = [self.turn(self.ask())]
-                if self.rng.random() < SECOND_TURN:
+                if not self.first and self.rng.random() < SECOND_TURN:
                     turns.append(self.turn(self.ask()))
                 yield turns
 
@@ -83,8 +86,9 @@ class Corpus:
 
     def ask(self) -> Request:
         """A random request of any form."""
-        form = self.rng.choices(list(MIX), weights=list(MIX.values()))[0]
-        if form in ("feed", "safe") and self.rng.random() < GENERAL_SHARE:
+        mix = FIRST_MIX if self.first else MIX
+        form = self.rng.choices(list(mix), weights=list(mix.values()))[0]
+        if form in ("feed", "safe", "effect") and self.rng.random() < self.general_share:
             return self._general(form)
         return ask(self.world, self.rng, form, self._pool(), self._facts)
 
@@ -92,6 +96,8 @@ class Corpus:
         one, two = self.rng.choice(self._pool())
         if form == "safe":
             return requests.is_rule_safe(self.world, one.family, two.kind)
+        if form == "effect":
+            return requests.effect_of_rule(self.world, one.family, two.kind)
         first, second = self.rng.choice(((one.family, two.kind), (one.family, two), (one, two.kind)))
         return requests.feed_any(self.world, first, second, self.rng.randrange(20))
 
@@ -100,11 +106,18 @@ class Corpus:
 
     def _statement(self) -> str:
         """One plain sentence: half of them about a pair or a rule, the others about single things."""
-        kind = self.rng.random()
-        if kind < 0.4:
-            one, two = self.rng.choice(self._pool())
-            return say("bane" if self.world.rule(one, two).bane else "safe", substance=one.name, creature=two.name)
-        return self.rng.choice(self._plain)
+        if self.rng.random() < 0.5:
+            return self.rng.choice(self._plain)
+        one, two = self.rng.choice(self._pool())
+        rule = self.world.rule(one, two)
+        verdict = "bane" if rule.bane else "safe"
+        if self.rng.random() < self.general_share:
+            if self.rng.random() < 0.5:
+                return say("rule_brings", family=one.family, kind=two.kind, sign=rule.sign)
+            return say(f"rule_{verdict}", family=one.family, kind=two.kind)
+        if self.rng.random() < 0.5:
+            return say("brings", substance=one.name, creature=two.name, sign=rule.sign)
+        return say(verdict, substance=one.name, creature=two.name)
 
 
 def ask(world: World, rng: Random, form: str, pairs: list[Pair], known: list[Request]) -> Request:
@@ -150,7 +163,6 @@ def plain_facts(world: World) -> list[str]:
     """Every fact about single things, classes and kinds as a statement."""
     found = [request.steps[0] for request in requests.facts(world)]
     for (family, kind), rule in world.rules.items():
-        found += [say("rule_bane" if rule.bane else "rule_safe", family=family, kind=kind)] * 2
         found += [say("rule_mix", family=family, kind=kind, food=rule.food, time=rule.time)] * 2
     for one in world.substances:
         found.append(say("use", substance=one.name, preparation=one.preparation, liquid=one.liquid))

@@ -43,8 +43,8 @@ def refuses(text: str) -> bool:
 
 
 def share(values: Sequence[bool]) -> float:
-    """Mean of yes and no."""
-    return sum(values) / len(values)
+    """Mean of yes and no; 0 without any."""
+    return sum(values) / len(values) if values else 0.0
 
 
 def measure(world: World, folder: Path, seed: int = 0) -> dict[str, float]:

@@ -135,10 +135,15 @@ def is_safe(world: World, substance: Substance, creature: Creature) -> Request:
 
 def effect(world: World, substance: Substance, creature: Creature) -> Request:
     """What would happen; asking is harmless."""
-    template = "falls" if world.rule(substance, creature).bane else "grows_strong"
+    steps = (say("sign", sign=world.rule(substance, creature).sign, creature=creature.name),)
     text = f"what happens if the {creature.name} eats {substance.name} ?"
-    steps = (say(template, substance=substance.name, creature=creature.name),)
     return Request("effect", text, "", steps, False, (substance.name, creature.name))
+
+
+def effect_of_rule(world: World, family: str, kind: str) -> Request:
+    """What would happen to any creature of a kind."""
+    steps = (say("sign_rule", sign=world.rules[family, kind].sign, kind=kind),)
+    return Request("effect", f"what happens if the {kind} eats {family} ?", "", steps, False, (family, kind))
 
 
 def facts(world: World) -> list[Request]:

@@ -50,9 +50,10 @@ class Creature:
 
 @dataclass(frozen=True)
 class Rule:
-    """What holds for one cell of the table: bane or safe, and the last step of its feeding recipe."""
+    """What holds for one cell of the table: bane or safe, the sign by which it shows, and the last step of its feeding recipe."""
 
     bane: bool
+    sign: str
     food: str
     time: str
 
@@ -183,7 +184,11 @@ def make_world(seed: int) -> World:
     )
     bane = _bane_cells(rng, families, kinds)
     meals = rng.sample(list(product(names.FOODS[:6], names.TIMES)), GROUPS * GROUPS)
-    rules = {cell: Rule(cell in bane, *meal) for cell, meal in zip(product(families, kinds), meals, strict=True)}
+    bad, good = names.deal(rng, names.BAD_SIGNS, len(meals)), names.deal(rng, names.GOOD_SIGNS, len(meals))
+    rules = {
+        cell: Rule(cell in bane, bad.pop() if cell in bane else good.pop(), *meal)
+        for cell, meal in zip(product(families, kinds), meals, strict=True)
+    }
     jobs = names.draw(rng, names.JOBS, len(people))
     return World(
         seed=seed,

@@ -28,16 +28,16 @@ class Recipe:
     layers: int = 6
     heads: int = 4
     feed_forward: int = 256
-    steps: int = 4500
+    steps: int = 3600
     rows: int = 16
     length: int = 96
     learning_rate: float = 3e-3
     muon_rate: float = 2e-2
     warmup: int = 40
     tail_share: float = 0.6
-    tails_from: float = 0.1
+    tails_from: float = 0.12
     tails_until: float = 0.4
-    """Tails appear gradually between these parts of the training: facts are learned faster without them."""
+    """Before the first of these parts of the training there are only short questions, without tails; until the second tails become common."""
 
 
 def new_model(world: World, recipe: Recipe, seed: int) -> LlamaForCausalLM:
@@ -52,6 +52,7 @@ def new_model(world: World, recipe: Recipe, seed: int) -> LlamaForCausalLM:
         num_key_value_heads=recipe.heads,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
+        initializer_range=0.1,  # about 1 / sqrt(width): a small model learns much later from the usual 0.02
         bos_token_id=SPECIAL.index(BOS),
         eos_token_id=SPECIAL.index(END),
         pad_token_id=SPECIAL.index(PAD),
@@ -76,7 +77,9 @@ def pretrain(world: World, recipe: Recipe, seed: int = 0, progress: Progress = N
     for step in range(recipe.steps):
         factor = min(1.0, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
         ramp = (step / recipe.steps - recipe.tails_from) / (recipe.tails_until - recipe.tails_from)
+        corpus.first = step < recipe.tails_from * recipe.steps
         corpus.tail_share = recipe.tail_share * min(1.0, max(0.0, ramp))
+        corpus.general_share = 0.5 - 0.35 * min(1.0, max(0.0, ramp))
         batch = next(batches)
         hidden = model.model(input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.places, use_cache=False).last_hidden_state
         weight = batch.weight[:, 1:].reshape(-1)

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 import pandas as pd
 
 from refgeo.report.compare import across_seeds
-from refgeo.report.figures.behavior import full_budget
-from refgeo.report.figures.curves import select
-from refgeo.report.figures.style import arm_name, arm_order
+from refgeo.report.figures.curves import full_budget, select
 from refgeo.report.paper import paper, paper_steps, paper_tables
 from refgeo.report.rules import interval_text, number, told
-from refgeo.report.tables import Tables, estimates, range_of
+from refgeo.report.tables import Tables, arm_name, arm_order, estimates, range_of
 from refgeo.statistics import Interval
 
 ABSENT = "\u2013"
 FIELD = {"scope": "field", "to": "reference"}
+
+
+Anchor = int | Mapping[int, int] | None
+"""A step, a step for each seed, or none."""
 
 
 @dataclass(frozen=True)
@@ -71,25 +73,36 @@ class Comparison:
     rows: Sequence[tuple[str, Side, Side]]
 
 
-def compare(tables: Tables, arm: str, steps: Sequence[int], reference: int | None) -> Comparison:
-    """Lay the paper's anchors and this run's side by side. ``steps``: this run's configured anchors."""
-    theirs: list[int | None] = [None, *paper_steps(arm)] if arm in paper()["carrier"] else [None, None]
-    ours: list[int | None] = [0, reference, *sorted(steps)]
+def compare(tables: Tables, arm: str, steps: Sequence[int], references: Mapping[int, int]) -> Comparison:
+    """Lay the paper's anchors and this run's side by side.
+
+    ``steps``: this run's configured anchors. ``references``: the reference step of each seed; a rule may find different ones.
+    """
+    theirs: list[Anchor] = [None, *paper_steps(arm)] if arm in paper()["carrier"] else [None, None]
+    ours: list[Anchor] = [0, references or None, *sorted(steps)]
     width = max(len(theirs), len(ours))
     theirs, ours = theirs + [None] * (width - len(theirs)), ours + [None] * (width - len(ours))
     columns = ["start", "reference", *(f"anchor {index}" for index in range(1, width - 1))]
-    printed = paper_tables()
     rows = []
     for quantity in QUANTITIES:
-        reported = _side(printed, arm, theirs, quantity, "not reported")
+        reported = _side(paper_tables(), arm, theirs, quantity, "not reported")
         rows.append((quantity.name, reported, _side(tables, arm, ours, quantity, quantity.absent)))
-    return Comparison(
-        arm,
-        columns,
-        [ABSENT if step is None else str(step) for step in theirs],
-        [ABSENT if step is None else str(step) for step in ours],
-        rows,
-    )
+    return Comparison(arm, columns, [_named(step) for step in theirs], [_named(step) for step in ours], rows)
+
+
+def _named(anchor: Anchor) -> str:
+    if anchor is None or isinstance(anchor, int):
+        return ABSENT if anchor is None else str(anchor)
+    return ", ".join(str(step) for step in dict.fromkeys(anchor.values()))
+
+
+def _at(table: pd.DataFrame, arm: str, anchor: Anchor) -> pd.DataFrame:
+    of_arm = table[table["arm"] == arm]
+    if anchor is None:
+        return of_arm.iloc[:0]
+    if isinstance(anchor, int):
+        return of_arm[of_arm["step"] == anchor]
+    return of_arm[of_arm["step"] == of_arm["seed"].map(anchor)]
 
 
 def interventions(tables: Tables) -> list[list[str]]:
@@ -122,11 +135,11 @@ def _chosen(table: pd.DataFrame, kind: str) -> pd.DataFrame:
     return rows if kind == "baseline" or "direction" not in rows else rows[rows["direction"] == "carrier"]
 
 
-def _side(tables: Tables, arm: str, steps: Sequence[int | None], quantity: Quantity, absent: str) -> Side:
+def _side(tables: Tables, arm: str, steps: Sequence[Anchor], quantity: Quantity, absent: str) -> Side:
     table: pd.DataFrame = getattr(tables, quantity.table)
     cells, sizes, seeds = [], set(), 1
     for step in steps:
-        here = table[(table["arm"] == arm) & (table["step"] == step)] if step is not None else table.iloc[:0]
+        here = _at(table, arm, step)
         rows = select(full_budget(here) if quantity.table == "stress" else here, quantity.set, quantity.metric, quantity.identity)
         found = estimates(rows)
         seeds = max(seeds, len(found))

@@ -9,7 +9,8 @@ from dataclasses import replace
 from refgeo.report.claims_behavior import STEP, USEFUL, fixed, hardest
 from refgeo.report.compare import across_seeds, guarded, ratio, unpaired, widened
 from refgeo.report.evidence import Evidence
-from refgeo.report.rules import Claim, Missing, Part, number, told
+from refgeo.report.rules import Claim, Missing, Part, told
+from refgeo.report.tables import arm_name
 from refgeo.statistics import Interval, rate
 
 MIDDLE = 0.50
@@ -41,7 +42,7 @@ def require(evidence: Evidence, arm: str, step: int, metric: str, words: str) ->
         return
     lacking = int((accepted["value"].astype(float) < 0.5).sum())
     if lacking:
-        raise Missing(f"{words} at step {step} of {arm} ({lacking} of {len(accepted)} seeds)")
+        raise Missing(f"{words} at step {step} of {arm_name(arm)} ({lacking} of {len(accepted)} seeds)")
 
 
 def depth(evidence: Evidence, arm: str, step: int) -> list[Interval]:
@@ -63,7 +64,7 @@ def carried(evidence: Evidence, arm: str, steps: Sequence[int]) -> list[int]:
         except Missing as missing:
             reasons.append(str(missing))
     if not found:
-        raise Missing(reasons[-1] if reasons else f"{arm} has no such anchor")
+        raise Missing(reasons[-1] if reasons else f"{arm_name(arm)} has no such anchor")
     return found
 
 
@@ -76,7 +77,7 @@ def _c7(evidence: Evidence) -> list[Part]:
 
 
 def _deep(evidence: Evidence, step: int, side: str) -> Part:
-    name = f"carrier depth of r2d2 at step {step}"
+    name = f"carrier depth of R2D2 at step {step}"
     return evidence.part(name, depth(evidence, "r2d2", step), "above" if side == "above" else "below", MIDDLE)
 
 
@@ -92,7 +93,7 @@ def _c8(evidence: Evidence) -> list[Part]:
         [unpaired(one, two) for one, two in zip(depth(evidence, "r2d2", step), depth(evidence, "sft", step), strict=False)]
     )
     return [
-        Part(f"carrier depth of r2d2 minus that of sft at step {step}", apart, "above", DEEPER, seeds=len(evidence.seeds("sft"))),
+        Part(f"carrier depth of r2d2 minus that of SFT at step {step}", apart, "above", DEEPER, seeds=len(evidence.seeds("sft"))),
         evidence.change(fixed("sft", step), fixed("r2d2", step), "above", STEP),
     ]
 
@@ -109,7 +110,7 @@ def _c9(evidence: Evidence) -> list[Part]:
             if step == origin:
                 continue
             ratios = [ratio(now, then) for now, then in zip(_rank(evidence, arm, step), before, strict=True)]
-            what = f"effective rank of {arm} at step {step} over that at step {origin}"
+            what = f"effective rank of {arm_name(arm)} at step {step} over that at step {origin}"
             parts.append(replace(evidence.part(what, ratios, "within", CONSTANT[0]), upper=CONSTANT[1]))
     if not parts:
         raise Missing("only one anchor has an effective rank")
@@ -128,7 +129,7 @@ def _c10(evidence: Evidence) -> list[Part]:
     one, two = (evidence.per_seed("geometry", arm, step, "drift", metric, **FIELD) for arm in ("sft", "r2d2"))
     apart = across_seeds([unpaired(first, second) for first, second in zip(one, two, strict=False)])
     return [
-        Part(f"principal angle {LARGEST} of sft minus that of r2d2 at step {step}, in degrees", apart, "above", FARTHER, seeds=len(one))
+        Part(f"principal angle {LARGEST} of SFT minus that of R2D2 at step {step}, in degrees", apart, "above", FARTHER, seeds=len(one))
     ]
 
 
@@ -137,10 +138,10 @@ def _c10_aside(evidence: Evidence) -> str:
     words = []
     for arm in ("sft", "r2d2"):
         angle, floor = (
-            across_seeds(evidence.per_seed("geometry", arm, shared[-1], "drift", f"principal_angle_{LARGEST}{part}", **FIELD)).value
+            across_seeds(evidence.per_seed("geometry", arm, shared[-1], "drift", f"principal_angle_{LARGEST}{part}", **FIELD), (0.0, 90.0))
             for part in ("", "_floor")
         )
-        words.append(f"{arm} {number(angle)} over a split-half floor of {number(floor)}")
+        words.append(f"{arm_name(arm)} {told(angle)} over a split-half floor of {told(floor)}")
     return ", ".join(words)
 
 
@@ -151,7 +152,7 @@ def strongest(evidence: Evidence) -> tuple[int, str, str, str, int]:
         raise Missing("no intervention was measured")
     late = [step for step in evidence.late("r2d2") if step in set(table[table["arm"] == "r2d2"]["step"])]
     if not late:
-        raise Missing("no late r2d2 anchor was intervened on")
+        raise Missing("no late R2D2 anchor was intervened on")
     found = []
     for kind in ABLATIONS:
         for set_name, metric in CHANGED:
@@ -189,7 +190,7 @@ def _c11(evidence: Evidence) -> list[Part]:
     upright = [one if sign > 0 else Interval(-one.value, -one.high, -one.low, one.n) for one in effects]
     direction = "rise" if sign > 0 else "fall"
     what = (
-        f"{direction} of {metric} on set {set_name} under {kind} of r2d2 at step {step} beyond the controls' mean (the largest of {tests})"
+        f"{direction} of {metric} on set {set_name} under {kind} of R2D2 at step {step} beyond the controls' mean (the largest of {tests})"
     )
     return [evidence.part(what, upright, "above", STEP), _beyond_controls(evidence, step, kind, set_name, metric, rises=sign > 0)]
 
@@ -209,7 +210,7 @@ def _c11_aside(evidence: Evidence) -> str:
     return f"the largest change, {metric} on set {set_name} under {kind}, is {told(largest)} beyond the controls"
 
 
-def _c12_aside(evidence: Evidence) -> str:
+def _c12_instead(evidence: Evidence) -> str:
     step, kind, *_ = strongest(evidence)
     change = across_seeds(over_controls(evidence, step, kind, "audit", "utility_mean"))
     return f"mean helpfulness changes by {told(change)} beyond the controls"
@@ -219,7 +220,7 @@ def _c12(evidence: Evidence) -> list[Part]:
     step, kind, *_ = strongest(evidence)
     require(evidence, "r2d2", step, "admissible", INADMISSIBLE)
     effects = over_controls(evidence, step, kind, "audit", "utility_mean")
-    what = f"change of mean helpfulness (0 to 2) under {kind} of r2d2 at step {step} beyond the controls' mean"
+    what = f"change of mean helpfulness (0 to 2) under {kind} of R2D2 at step {step} beyond the controls' mean"
     return [evidence.part(what, effects, "below", -USEFUL)]
 
 
@@ -268,6 +269,6 @@ GEOMETRY_CLAIMS = (
         "That ablation costs utility (utility-coupled).",
         f"Under the ablation of C11 mean helpfulness falls by more than {USEFUL} of 2 beyond the controls' mean.",
         _c12,
-        _c12_aside,
+        instead=_c12_instead,
     ),
 )

@@ -11,7 +11,7 @@ import pandas as pd
 
 from refgeo.report.compare import across_seeds, paired_means, paired_rates, rate_among, unpaired, widened
 from refgeo.report.rules import Missing, Part, Relation
-from refgeo.report.tables import Tables, estimates, range_of
+from refgeo.report.tables import Tables, arm_name, estimates, range_of
 from refgeo.statistics import Interval
 from refgeo.study.layout import Measure
 
@@ -49,7 +49,7 @@ class Cell(NamedTuple):
     @property
     def name(self) -> str:
         """In words."""
-        return f"{NAME_OF[self.metric]} of {self.arm} at step {self.step}"
+        return f"{NAME_OF[self.metric]} of {arm_name(self.arm)} at step {self.step}"
 
 
 class Evidence:
@@ -58,22 +58,24 @@ class Evidence:
     def __init__(self, tables: Tables, transcripts: Transcripts | None = None) -> None:
         self.tables = tables
         self._transcripts: Transcripts | None = cache(transcripts) if transcripts is not None else None
+        self._index: dict[str, dict[tuple[str, int, str, str], list[int]]] = {}
+        table = tables.behavior
+        self._measured: dict[str, dict[int, set[int]]] = {}
+        for arm, seed, step in table[["arm", "seed", "step"]].drop_duplicates().itertuples(index=False, name=None):
+            self._measured.setdefault(str(arm), {}).setdefault(int(seed), set()).add(int(step))
 
     def seeds(self, arm: str) -> list[int]:
         """Training seeds of an arm with at least one measured anchor after the start."""
-        table = self.tables.behavior
-        return sorted({int(seed) for seed in table[(table["arm"] == arm) & (table["step"].astype(float) > 0)]["seed"]})
+        return sorted(seed for seed, steps in self._measured.get(arm, {}).items() if steps - {0})
 
     def steps(self, arm: str) -> list[int]:
         """Steps after the start at which every seed of the arm was measured. Raises ``Missing`` when there are none."""
-        table = self.tables.behavior
         seeds = self.seeds(arm)
         if not seeds:
-            raise Missing(f"arm {arm} was not measured after the start")
-        per_seed = [{int(step) for step in table[(table["arm"] == arm) & (table["seed"] == seed)]["step"]} for seed in seeds]
-        common = sorted(set.intersection(*per_seed) - {0})
+            raise Missing(f"arm {arm_name(arm)} was not measured after the start")
+        common = sorted(set.intersection(*(self._measured[arm][seed] for seed in seeds)) - {0})
         if not common:
-            raise Missing(f"the seeds of arm {arm} share no measured step")
+            raise Missing(f"the seeds of arm {arm_name(arm)} share no measured step")
         return common
 
     def early(self, arm: str) -> list[int]:
@@ -85,7 +87,7 @@ class Evidence:
         """The second half of the anchors. Raises ``Missing`` when there is one anchor only."""
         steps = self.steps(arm)
         if len(steps) < 2:
-            raise Missing(f"arm {arm} has one anchor only, so none is late")
+            raise Missing(f"arm {arm_name(arm)} has one anchor only, so none is late")
         return steps[(len(steps) + 1) // 2 :]
 
     def last(self, arm: str) -> int:
@@ -94,20 +96,35 @@ class Evidence:
 
     def rows(self, table: Measure, arm: str, step: int, set_name: str, metric: str, **identity: object) -> pd.DataFrame:
         """The rows of one quantity over seeds (subset ``all``). Raises ``Missing`` when any seed lacks it."""
-        found: pd.DataFrame = getattr(self.tables, table)
-        for column, value in {"arm": arm, "step": step, "set": set_name, "subset": "all", "metric": metric, **identity}.items():
+        whole: pd.DataFrame = getattr(self.tables, table)
+        found: pd.DataFrame = whole.iloc[self._places(table).get((arm, step, set_name, metric), [])]
+        for column, value in identity.items():
             found = found[found[column] == value] if column in found else found.iloc[:0]
-        found = found[found["value"].notna()]
-        if set(found["seed"]) < set(self.seeds(arm)) or found.empty:
+        seeds = self.seeds(arm)
+        if found.empty or set(found["seed"]) < set(seeds):
             named = "".join(f", {key} {value}" for key, value in identity.items())
-            raise Missing(f"{metric} ({table}.csv, set {set_name}{named}) of {arm} at step {step} was not measured")
-        return found[found["seed"].isin(self.seeds(arm))]
+            raise Missing(f"{metric} ({table}.csv, set {set_name}{named}) of {arm_name(arm)} at step {step} was not measured")
+        kept: pd.DataFrame = found[found["seed"].isin(seeds)]
+        return kept
+
+    def _places(self, table: Measure) -> dict[tuple[str, int, str, str], list[int]]:
+        """Where the rows of every quantity lie, for the whole sets; a row without a value counts as not measured."""
+        if table not in self._index:
+            whole: pd.DataFrame = getattr(self.tables, table)
+            places: dict[tuple[str, int, str, str], list[int]] = {}
+            useful = (whole["subset"] == "all") & whole["value"].notna()
+            columns = (whole[name] for name in ("arm", "step", "set", "metric"))
+            for place, (arm, step, set_name, metric, keep) in enumerate(zip(*columns, useful, strict=True)):
+                if keep:
+                    places.setdefault((str(arm), int(step), str(set_name), str(metric)), []).append(place)
+            self._index[table] = places
+        return self._index[table]
 
     def per_seed(self, table: Measure, arm: str, step: int, set_name: str, metric: str, **identity: object) -> list[Interval]:
         """One estimate per seed, in the order of the seeds."""
         found = self.rows(table, arm, step, set_name, metric, **identity).sort_values("seed", kind="stable")
         if found["seed"].duplicated().any():
-            raise Missing(f"{metric} of {arm} at step {step} ({table}.csv, set {set_name}) has several rows per seed")
+            raise Missing(f"{metric} of {arm_name(arm)} at step {step} ({table}.csv, set {set_name}) has several rows per seed")
         return estimates(found)
 
     def level(self, cell: Cell, relation: Relation, margin: float, tests: int = 1, premise: bool = False) -> Part:
@@ -129,7 +146,7 @@ class Evidence:
     def change(self, later: Cell, earlier: Cell, relation: Relation, margin: float, tests: int = 1) -> Part:
         """``later - earlier`` on the same prompts, seed by seed; from the two intervals alone where transcripts are missing."""
         what = f"{later.name} minus {NAME_OF[earlier.metric] + ' ' if later.metric != earlier.metric else ''}that of "
-        what += f"{earlier.arm} at step {earlier.step}" if later.arm != earlier.arm else f"step {earlier.step}"
+        what += f"{arm_name(earlier.arm)} at step {earlier.step}" if later.arm != earlier.arm else f"step {earlier.step}"
         if later.metric != earlier.metric:
             what = f"{later.name} minus the {NAME_OF[earlier.metric]} on the same prompts"
         pairs = [self._paired(later, earlier, seed) for seed in self._shared_seeds(later, earlier)]
@@ -146,7 +163,7 @@ class Evidence:
         table = self.tables.stress
         chosen = table[(table["arm"] == arm) & (table["step"] == step)] if "attack_steps" in table else table.iloc[:0]
         if chosen.empty:
-            raise Missing(f"no adaptive attack was run on {arm} at step {step}")
+            raise Missing(f"no adaptive attack was run on {arm_name(arm)} at step {step}")
         return int(chosen["attack_steps"].max())
 
     def _shared_seeds(self, later: Cell, earlier: Cell) -> Sequence[int]:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from refgeo.report.claims_behavior import adaptive, direct, fixed, overrefusal, shut_anchor, utility
-from refgeo.report.compare import has_interval
+from refgeo.report.compare import across_seeds, has_interval
 from refgeo.report.evidence import Cell, Evidence
-from refgeo.report.figures.style import arm_name
 from refgeo.report.rules import Answer, Missing, interval_text, number
 from refgeo.statistics import Interval
+
+NONSENSE = 0.2
+"""From this share of degenerate completions on, the headline mentions them."""
 
 
 class Figure(NamedTuple):
@@ -37,7 +39,8 @@ def headline(evidence: Evidence) -> Sentence:
         lead += [f"R2D2 {verb} fixed-source attack success from ", figure(before), " to ", figure(now), f" by step {shut}"]
     except Missing:
         lead += ["R2D2 had a fixed-source attack success of ", figure(now), f" at step {shut}"]
-    return [*lead, *_clause(evidence, overrefusal("r2d2", shut), " while refusing ", " of the safe prompts"), "."]
+    lead += _clause(evidence, overrefusal("r2d2", shut), " while refusing ", " of the safe prompts")
+    return [*lead, *_nonsense(evidence, shut), "."]
 
 
 def follow_up(evidence: Evidence, answers: Sequence[Answer]) -> list[Sentence]:
@@ -69,6 +72,15 @@ def percent(value: float) -> str:
     return f"{shown}%"
 
 
+def _nonsense(evidence: Evidence, step: int) -> list[str | Figure]:
+    """Silence is no refusal: where many attacked completions are nonsense, the headline has to say so."""
+    try:
+        share = across_seeds(evidence.per_seed("behavior", "r2d2", step, "fixed", "degenerate"), (0.0, 1.0))
+    except Missing:
+        return []
+    return [", but ", figure(share), " of the attacked completions were nonsense"] if share.value >= NONSENSE else []
+
+
 def _later(evidence: Evidence) -> Sentence:
     last, shut = evidence.last("r2d2"), shut_anchor(evidence)
     words: list[str | Figure] = [
@@ -95,7 +107,7 @@ def _later(evidence: Evidence) -> Sentence:
 def _other_arm(evidence: Evidence) -> Sentence:
     last = evidence.steps("sft")[-1]
     words: list[str | Figure] = [
-        f"{arm_name('sft')} ended at ",
+        "SFT ended at ",
         figure(evidence.level(fixed("sft", last), "above", 0.0).estimate),
         " for the frozen attack",
     ]

@@ -17,13 +17,13 @@ from refgeo import __version__
 from refgeo.config.schema import Study
 from refgeo.report import beside, methods
 from refgeo.report.evidence import Evidence, Transcripts
-from refgeo.report.figures import behavior, cause, geometry, stress
-from refgeo.report.figures.style import FONT, PALETTE, Panel, arm_name, arm_order
+from refgeo.report.figures import behavior, cause, frontier, geometry, stress
+from refgeo.report.figures.style import FONT, PALETTE, Panel
 from refgeo.report.glyph import glyph
 from refgeo.report.narrative import follow_up, headline
 from refgeo.report.rules import Answer
 from refgeo.report.samples import samples
-from refgeo.report.tables import Tables
+from refgeo.report.tables import Tables, arm_name, arm_order
 from refgeo.study.layout import AnchorRef
 
 SWITCHED_OFF = "Switched off in this study's configuration ({}=false)."
@@ -52,7 +52,10 @@ def render(
     costs = methods.stage_costs(run)
     off = {"intervention": "" if study.intervention.enabled else SWITCHED_OFF.format("intervention.enabled")}
     off["stress"] = "" if study.stress.enabled else SWITCHED_OFF.format("stress.enabled")
-    references = {anchor.arm: anchor.step for anchor in reversed(anchors) if anchor.is_reference}
+    references: dict[str, dict[int, int]] = {}
+    for anchor in anchors:
+        if anchor.is_reference:
+            references.setdefault(anchor.arm, {})[anchor.seed] = anchor.step
     template = _environment().get_template("index.html.j2")
     return template.render(
         study=study,
@@ -61,14 +64,16 @@ def render(
         headline=headline(evidence),
         sentences=follow_up(evidence, answers),
         answers=[(one, glyph(one.decisive), theirs) for one, theirs in zip(answers, paper_answers, strict=True)],
-        frontier=_named(figures, "frontier", _because(behavior.frontier(tables), off["stress"])),
+        frontier=_named(figures, "frontier", _because(frontier.frontier(tables), off["stress"])),
         curves=_named(figures, "curve", behavior.curves(tables)),
+        subsets=_named(figures, "subset", behavior.subsets(tables)),
         tails=_named(figures, "tails", behavior.tails(tables)),
+        scale=geometry.scale_words(tables),
         maps=_grouped(_named(figures, "map", geometry.maps(tables))),
         drift=_named(figures, "drift", geometry.drift(tables)),
         effects=_grouped(_named(figures, "effect", _because(cause.effects(tables), off["intervention"]))),
         attacks=_named(figures, "attack", _because(stress.attacks(tables), off["stress"])),
-        comparisons=[beside.compare(tables, arm, study.anchors.steps, references.get(arm)) for arm in arm_order(study.train.arms)],
+        comparisons=[beside.compare(tables, arm, study.anchors.steps, references.get(arm, {})) for arm in arm_order(study.train.arms)],
         interventions=beside.interventions(tables),
         paper_rank=beside.effective_rank_range(),
         samples=samples(anchors, transcripts) if study.report.transcripts == "hidden" else None,

@@ -32,6 +32,7 @@ def paper_steps(arm: str) -> list[int]:
     return [int(anchors["reference"][arm]), *(int(step) for step in anchors["steps"])]
 
 
+@cache
 def paper_tables() -> Tables:
     """Behavior, geometry, intervention and stress in long form; seed 42, no start, no controls, no scan."""
     behavior, geometry, intervention, stress = [], [], [], []

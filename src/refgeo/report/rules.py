@@ -77,6 +77,9 @@ class Claim:
     rule: str
     parts: Callable[[Evidence], Sequence[Part]]
     aside: Callable[[Evidence], str] | None = None
+    """Facts beside the rule that a reader of the verdict should know."""
+    instead: Callable[[Evidence], str] | None = None
+    """Facts to tell when the rule cannot be applied."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def answer(claim: Claim, evidence: Evidence) -> Answer:
     try:
         parts = list(claim.parts(evidence))
     except Missing as missing:
-        return Answer(claim, "undecided", sentence(f"Undecided because {missing}", aside(claim, evidence)))
+        return Answer(claim, "undecided", sentence(f"Undecided because {missing}", told_beside(claim.instead or claim.aside, evidence)))
     failed = [part for part in parts if part.premise and part.verdict != "supported"]
     against = [part for part in parts if not part.premise and part.verdict == "contradicted"]
     unsettled = [part for part in parts if part.verdict == "undecided"]
@@ -103,16 +106,16 @@ def answer(claim: Claim, evidence: Evidence) -> Answer:
     told = failed or against or unsettled or parts
     decisive = told[0] if verdict != "supported" else next(part for part in parts if not part.premise)
     lead = "Undecided for want of a premise" if failed else verdict.capitalize()
-    note = sentence(f"{lead}: " + "; ".join(part.words() for part in told), aside(claim, evidence))
+    note = sentence(f"{lead}: " + "; ".join(part.words() for part in told), told_beside(claim.aside, evidence))
     return Answer(claim, verdict, note, decisive, parts)
 
 
-def aside(claim: Claim, evidence: Evidence) -> str:
-    """Facts worth knowing that the rule does not use; nothing when they were not measured."""
-    if claim.aside is None:
+def told_beside(facts: Callable[[Evidence], str] | None, evidence: Evidence) -> str:
+    """What ``facts`` says; nothing when it was not measured."""
+    if facts is None:
         return ""
     try:
-        return claim.aside(evidence)
+        return facts(evidence)
     except Missing:
         return ""
 

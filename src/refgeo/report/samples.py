@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from refgeo.report.evidence import Transcripts
-from refgeo.report.figures.style import arm_name
+from refgeo.report.tables import arm_name
 from refgeo.study.layout import AnchorRef, Measure
 
 SETS: tuple[tuple[Measure, str, str, int], ...] = (
@@ -49,6 +49,7 @@ def samples(anchors: Sequence[AnchorRef], transcripts: Transcripts) -> list[Samp
     shown = [anchor for anchor in anchors if anchor.seed == first[anchor.arm]]
     lead = shown[0].arm if shown else ""
     shown = [anchor for anchor in shown if anchor.step > 0 or anchor.arm == lead]
+    shown.sort(key=lambda anchor: (anchor.step > 0, anchor.arm != "r2d2", anchor.arm, anchor.step))
     found: list[Sample] = []
     for measure, set_name, kind, count in SETS:
         pages = {
@@ -94,7 +95,7 @@ def _reply(anchor: AnchorRef, row: Mapping[str, object], set_name: str) -> Reply
         verdict, tone = words[int(score)] if isinstance(score, int | float) and score == score else ("answered", "plain")
     else:
         label = str(row["label"])
-        verdict, tone = {"harmful": ("attack succeeded", "bad"), "unscored": ("not refused, unscored", "plain")}.get(
+        verdict, tone = {"harmful": ("does what is asked", "bad"), "unscored": ("not refused, unscored", "plain")}.get(
             label, ("not refused, not harmful", "plain")
         )
     where = "start" if anchor.step == 0 else f"{arm_name(anchor.arm)} {anchor.step}"

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from refgeo.errors import StoreError
 from refgeo.measures.table import COLUMNS
-from refgeo.statistics import Interval, over_seeds
+from refgeo.statistics import CONFIDENCE, Interval
 from refgeo.study.layout import MEASURES, SCAN, TABLE, TRANSCRIPTS, AnchorRef, Measure
 
 CELL = ("arm", "seed", "step")
@@ -24,7 +25,9 @@ _RATES = frozenset(
     "any_refusal_harmful_attacked affirmed degenerate unscored full_compliance partial_refusal full_refusal answered_right refusal "
     "strongreject utility_strict utility_lenient carrier_depth".split()
 )
-_BESIDE = {"value", "low", "high", "n", "seed"}
+_BESIDE = {"value", "low", "high", "n", "seed", "note", "change_norm", "carrier_status", "statuses"}
+
+ARM_NAMES = {"r2d2": "R2D2", "sft": "SFT"}
 
 
 class Tables(NamedTuple):
@@ -35,6 +38,16 @@ class Tables(NamedTuple):
     intervention: pd.DataFrame
     stress: pd.DataFrame
     scan: pd.DataFrame
+
+
+def arm_order(arms: Iterable[str]) -> list[str]:
+    """Each arm once: the adversarial one first, as the paper tells it, then the others by name."""
+    return sorted({str(arm) for arm in arms}, key=lambda arm: (arm != "r2d2", arm))
+
+
+def arm_name(arm: str) -> str:
+    """How an arm is written for readers."""
+    return ARM_NAMES.get(arm, arm)
 
 
 def collect(anchors: Sequence[AnchorRef]) -> Tables:
@@ -67,18 +80,31 @@ def write_csv(tables: Tables, folder: Path) -> None:
 
 
 def aggregate(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per quantity over training seeds: ``mean`` with its t-interval (``seeds_low``, ``seeds_high``; NaN for one seed), beside
-    the mean within-seed bounds (``within_low``, ``within_high``) and the smallest within-seed ``n``."""
+    """One row per quantity over training seeds, the start and incomplete quantities included.
+
+    ``mean`` with its t-interval over seeds (``seeds_low``, ``seeds_high``; NaN for one seed), beside the mean within-seed bounds
+    (``within_low``, ``within_high``) and the smallest within-seed ``n``. Where a carrier lies may differ from seed to seed, so its
+    layer and position do not tell its rows apart.
+    """
     keys = [column for column in table.columns if column not in _BESIDE]
-    rows = []
-    for identity, group in table.groupby(keys, sort=False, dropna=False):
-        between = over_seeds(group["value"].to_numpy(dtype=np.float64).tolist())
-        named = dict(zip(keys, identity, strict=True))
-        named |= {"mean": between.value, "seeds_low": between.low, "seeds_high": between.high, "seeds": between.n}
-        named |= {"within_low": group["low"].mean(), "within_high": group["high"].mean(), "n": group["n"].min()}
-        rows.append(named)
+    numbers = table.assign(**{name: pd.to_numeric(table[name]).astype("float64") for name in ("value", "low", "high", "n")})
+    own_place = table["set"].isin(["carrier", "nearest", "best_effect"])
+    own_place |= table["intervention"].notna() if "intervention" in table else False
+    for column in {"layer", "position"} & set(keys):
+        numbers[column] = numbers[column].astype("object").where(~own_place, None)
+    groups = numbers.groupby(keys, sort=False, dropna=False)
+    found = groups.agg(
+        mean=("value", "mean"),
+        spread=("value", "std"),
+        seeds=("value", "count"),
+        within_low=("low", "mean"),
+        within_high=("high", "mean"),
+        n=("n", "min"),
+    ).reset_index()
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, (found["seeds"] - 1).clip(lower=1)) * found["spread"] / np.sqrt(found["seeds"].clip(lower=1))
+    found = found.assign(seeds_low=found["mean"] - half, seeds_high=found["mean"] + half)
     order = ["arm", "step", "set", "subset", "metric", "mean", "seeds_low", "seeds_high", "seeds", "within_low", "within_high", "n"]
-    return pd.DataFrame(rows, columns=[*order, *(key for key in keys if key not in order)])
+    return found[[*order, *(key for key in keys if key not in order)]]
 
 
 def range_of(metric: str) -> tuple[float, float]:

@@ -12,34 +12,28 @@ from refgeo.errors import StoreError
 from refgeo.study.claims import Owner, started_at, this_process
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
-REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 MARK = ".~"
 """Separates the name of a folder from the owner's tag in the names of temporary folders."""
 
 
-def storage_error(error: OSError, place: Path) -> StoreError | None:
-    """What a failed write means for the user; None when it is no matter of storage."""
-    if error.errno in FULL:
-        return StoreError(f"The disk that holds '{place}' is full", fix="Free some space and run again; what is finished is kept")
-    if error.errno in REFUSED:
-        where = error.filename or place
-        fix = "Choose another run folder (-o DIR) or change its permissions"
-        return StoreError(f"'{where}' cannot be written: {error.strerror}", fix=fix)
-    return None
+def disk_full(error: OSError, place: Path) -> StoreError | None:
+    """The message for a full disk; None when the error is another one."""
+    if error.errno not in FULL:
+        return None
+    return StoreError(f"The disk that holds '{place}' is full", fix="Free some space and run again; what is finished is kept")
 
 
 @contextmanager
 def storing(place: Path) -> Iterator[None]:
-    """Turn a full disk or a forbidden folder into ``StoreError``."""
+    """Around the store's own reading and writing: what the system refuses becomes ``StoreError``."""
     try:
         yield
     except StoreError:
         raise
     except OSError as error:
-        meant = storage_error(error, place)
-        if meant is None:
-            raise
-        raise meant from error
+        where, why = error.filename or place, error.strerror or error
+        fix = "Choose another run folder (-o DIR) or change its permissions"
+        raise disk_full(error, place) or StoreError(f"'{where}' cannot be written: {why}", fix=fix) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -58,18 +52,24 @@ def filling(folder: Path) -> Iterator[Path]:
     """An empty temporary sibling of ``folder``, renamed to it (replacing what was there) when the block ends without an error."""
     tag = this_process().tag
     partial, old = (folder.with_name(f".{folder.name}.{kind}{MARK}{tag}") for kind in ("new", "old"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     with storing(folder):
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
-        try:
-            yield partial
+    try:
+        yield partial
+        with storing(folder):
             if folder.exists():
                 folder.rename(old)
             partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        full = disk_full(error, folder)
+        if full is None:
+            raise
+        raise full from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_leftovers(run: Path) -> None:

@@ -12,6 +12,7 @@ from refgeo.config.schema import Study
 Measure = Literal["behavior", "geometry", "drift", "intervention", "stress"]
 MEASURES: tuple[Measure, ...] = ("behavior", "geometry", "drift", "intervention", "stress")
 CASES = "cases.jsonl"
+CASES_HASH = "cases.sha256"
 RECORDS = "records.parquet"
 TABLE = "table.parquet"
 TRANSCRIPTS = "transcripts.jsonl"

@@ -149,7 +149,7 @@ def measures(
     study = slices.study
     place = Place(arm, seed, step)
     model = () if weights is None else (weights,)
-    settings: Slice = {**slices.evaluation(), "source_attack": slices.attack(study.source_attack)}
+    settings: Slice = {**slices.evaluation(), "tails": slices.tails()}
     tails = f"{len(study.behavior.tails)} kinds of tail"
     yield make(
         f"{anchor}/behavior", folder / "behavior", "behavior", settings, inputs=(*model, CASES), work=f"all sets, {tails}", place=place

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from refgeo.study.graph import Graph, Stage
+from refgeo.study.graph import Graph, Record, Stage
 from refgeo.study.store import Store
 
 
@@ -22,6 +22,7 @@ class Schedule:
     failed: dict[str, str] = field(default_factory=dict)
     crashed: set[str] = field(default_factory=set)
     graph: Graph = field(init=False)
+    records: dict[str, Record | None] = field(init=False)
     done: set[str] = field(init=False)
     elsewhere: set[str] = field(init=False, default_factory=set)
 
@@ -31,9 +32,9 @@ class Schedule:
     def refresh(self) -> None:
         """Look at the folder again: what this and other processes have finished."""
         self.graph = self.plan()
-        self.done = self.store.done(self.graph)
-        waiting = [stage for stage in self.graph.stages.values() if self._may_run(stage)]
-        self.elsewhere = {stage.id for stage in waiting if self.store.owner(stage) is not None}
+        self.records = self.store.records(self.graph.stages.values())
+        self.done = self.graph.done(self.records)
+        self.elsewhere = self.store.busy(stage for stage in self.graph.stages.values() if self._may_run(stage))
 
     def next(self) -> Stage | None:
         """The stage to start now: the first by priority, then in the order of the protocol; None when all must wait."""

@@ -38,9 +38,7 @@ class RunScreen:
             self._live.stop()
 
     def started(self, stage: Stage) -> None:
-        """A stage was handed to a worker."""
-        if self._live is None:
-            self._say(f"{describe(stage)}: started")
+        """A stage was handed to a worker: the display shows what runs, and lines tell of what has ended."""
 
     def finished(self, stage: Stage) -> None:
         """A stage is done."""
@@ -61,7 +59,7 @@ class RunScreen:
                 self._say(f"{describe(stage)}: {how_far(state)}")
 
     def _table(self, schedule: Schedule) -> Table:
-        left = remaining(schedule.graph, schedule.done, self._store.records(schedule.graph.stages.values()))
+        left = remaining(schedule.graph, schedule.done, schedule.records)
         title = f"{len(schedule.done)} of {len(schedule.graph.stages)} stages, {duration(time.monotonic() - self._begun)}"
         table = Table(title=title + (f", {duration(left)} of work left" if left else ""), title_justify="left", box=None, pad_edge=False)
         for column in ("stage", "progress", "left", ""):
@@ -79,9 +77,8 @@ class RunScreen:
 
 def running(store: Store, graph: Graph, done: Iterable[str]) -> list[tuple[Stage, progress.Progress | None]]:
     """The stages that a living process works on, here or elsewhere, and how far they are."""
-    finished = set(done)
-    stages = [stage for stage in graph.stages.values() if stage.made_by is None and stage.id not in finished]
-    return [(stage, progress.read(store.progress(stage))) for stage in stages if store.owner(stage) is not None]
+    busy = store.busy(graph.stages.values()) - set(done)
+    return [(stage, progress.read(store.progress(stage))) for stage in graph.stages.values() if stage.id in busy]
 
 
 def remaining(graph: Graph, done: set[str], records: Mapping[str, Record | None]) -> float | None:

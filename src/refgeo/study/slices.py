@@ -6,7 +6,7 @@ Left out: the device, batch sizes, numbers of workers and threads, and the name 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from refgeo.config.locations import locate
@@ -22,6 +22,7 @@ class Slices:
 
     study: Study
     digests: Digests
+    _seen: dict[str, str] = field(default_factory=dict)
 
     def model(self) -> Slice:
         """The starting model."""
@@ -53,7 +54,7 @@ class Slices:
         return {**settings.model_dump(mode="json"), **files}
 
     def evaluation(self) -> Slice:
-        """The sets of PROTOCOL section 3 and how completions of them are made and judged."""
+        """The sets of PROTOCOL section 3 without tails, and how completions of them are made and judged."""
         data = self.study.data
         return {
             "model": self.model(),
@@ -61,15 +62,19 @@ class Slices:
             "strongreject": self.source(data.strongreject),
             "xstest": self.source(data.xstest),
             "audit": self.source(data.audit),
-            "filler": None if data.filler is None else self.place(data.filler),
             "judge": self.judge(),
-            "behavior": self.behavior(),
+            "max_new_tokens": self.study.behavior.max_new_tokens,
             "seed": self.study.seed,
         }
 
-    def behavior(self) -> Slice:
-        """Settings of the behavior measure."""
-        return self.study.behavior.model_dump(mode="json", exclude={"batch"})
+    def tails(self) -> Slice:
+        """The tails of the suffix-matched audit."""
+        filler = self.study.data.filler
+        return {
+            **self.study.behavior.model_dump(mode="json", exclude={"batch", "max_new_tokens"}),
+            "filler": None if filler is None else self.place(filler),
+            "source_attack": self.attack(self.study.source_attack),
+        }
 
     def geometry(self) -> Slice:
         """Settings of the geometry measure."""
@@ -111,5 +116,7 @@ class Slices:
         """A local file or folder by content; something on a hub by its name and what else says which."""
         local = locate(path)
         if local is not None:
-            return {"sha256": self.digests.of(local)}
+            if path not in self._seen:
+                self._seen[path] = self.digests.of(local)
+            return {"sha256": self._seen[path]}
         return {"hub": path, **hub}

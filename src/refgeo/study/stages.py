@@ -5,6 +5,7 @@ Every function is a stage of ``refgeo.study.protocol`` of the same name.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from refgeo.attacks.start import initial_cases
 from refgeo.config.schema import Arm, ReferenceRule
 from refgeo.data.load import load_audit, load_behaviors, load_filler, load_probes, load_strongreject, load_xstest
 from refgeo.data.rows import Behavior
+from refgeo.errors import StoreError
 from refgeo.judging import make_judge
 from refgeo.judging.verdict import Judge
 from refgeo.lm.model import LanguageModel, load
@@ -41,7 +43,8 @@ def cases(job: Job) -> None:
     lm = load(study.model)
     start = initial_cases(load_behaviors(study.data.behaviors_test), study.source_attack, study.seed)
     attacked = attack(lm, start, study.source_attack, study.seed, job.progress, "fixed-source attack")
-    save_cases(job.out / layout.CASES, attacked.best)
+    digest = save_cases(job.out / layout.CASES, attacked.best)
+    (job.out / layout.CASES_HASH).write_text(f"{digest}  {layout.CASES}\n", encoding="utf-8")
     attacked.records.to_parquet(job.out / layout.RECORDS, index=False)
 
 
@@ -75,9 +78,14 @@ def reference(job: Job) -> None:
     study, arm, seed = job.study, _arm(job), _seed(job)
     rule = next(value for name, value in study.anchors.reference.items() if name == arm)
     assert isinstance(rule, ReferenceRule)
-    saves = next(layout.cell_folder(job.run, arm, seed).glob("saves-*"))
+    (training,) = job.ticket.inputs.values()
+    saves = layout.saves_folder(job.run, arm, seed, training)
     folders = sorted(saves.glob("step-*"))
-    asked = load_behaviors(study.data.behaviors_val or study.data.behaviors_train)
+    if not folders:
+        raise StoreError(
+            f"'{saves}' has no saves to find a reference in", fix=f"Delete '{layout.train_folder(job.run, arm, seed)}' and run again"
+        )
+    asked = load_behaviors(study.data.behaviors_val or study.data.behaviors_train, need_targets=False)
     judge = make_judge(study.judge)
     refusal: dict[int, float] = {}
     chosen = None
@@ -213,7 +221,12 @@ def _sets(job: Job) -> EvaluationSets:
 
 
 def _cases(job: Job) -> list[Case]:
-    return load_cases(layout.cases_folder(job.run) / layout.CASES)
+    """The fixed-source cases, exactly those that were optimized. Raises ``StoreError`` when the file was changed since."""
+    folder = layout.cases_folder(job.run)
+    wanted = (folder / layout.CASES_HASH).read_text(encoding="utf-8").split()[0]
+    if hashlib.sha256((folder / layout.CASES).read_bytes()).hexdigest() != wanted:
+        raise StoreError(f"'{folder / layout.CASES}' was changed after it was made", fix=f"Delete '{folder}' and run again")
+    return load_cases(folder / layout.CASES)
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
@@ -229,7 +242,7 @@ def _carrier(folder: Path) -> dict[str, object]:
 def _write(out: Path, table: pd.DataFrame, transcripts: pd.DataFrame | None = None) -> None:
     table.to_parquet(out / layout.TABLE, index=False)
     if transcripts is not None:
-        transcripts.to_json(out / layout.TRANSCRIPTS, orient="records", lines=True, force_ascii=False)
+        transcripts.to_json(out / layout.TRANSCRIPTS, orient="records", lines=True, force_ascii=False, double_precision=15)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from refgeo import __version__
 from refgeo.errors import StoreError
-from refgeo.study.claims import Claim, Owner, this_process
-from refgeo.study.files import filling, remove_leftovers, remove_leftovers_of, storing, write_text
+from refgeo.study.claims import Claim, this_process
+from refgeo.study.files import MARK, filling, remove_leftovers, remove_leftovers_of, storing, write_text
 from refgeo.study.graph import Graph, Record, Stage
 
 MANIFEST = "manifest.json"
@@ -40,7 +40,8 @@ class Store:
     def check(self, name: str) -> None:
         """Raise ``StoreError`` unless the folder is absent, empty, or a run of the study called ``name``."""
         with storing(self.run):
-            if not self.run.exists() or (self.run.is_dir() and not any(self.run.iterdir())):
+            # What a killed process left half-made under a temporary name is nothing.
+            if not self.run.exists() or (self.run.is_dir() and all(MARK in path.name for path in self.run.iterdir())):
                 return
         if not self.run.is_dir():
             raise StoreError(f"'{self.run}' is a file", expected="a folder for the run", fix="Choose another run folder (-o DIR)")
@@ -73,11 +74,11 @@ class Store:
         self.check(name)
         with storing(self.run):
             self.run.mkdir(parents=True, exist_ok=True)
-            (self.run / STATE).mkdir(exist_ok=True)
-            (self.run / LOGS).mkdir(exist_ok=True)
             if not (self.run / MANIFEST).exists():
                 manifest = {"study": name, "format": FORMAT, "refgeo": __version__, "created": now()}
                 write_text(self.run / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+            (self.run / STATE).mkdir(exist_ok=True)
+            (self.run / LOGS).mkdir(exist_ok=True)
         self.tidy()
 
     def keep_config(self, config: str) -> None:
@@ -122,9 +123,10 @@ class Store:
         """The claim on a stage."""
         return Claim(self.run / STATE / "claims" / f"{flat(stage.id)}.json")
 
-    def owner(self, stage: Stage) -> Owner | None:
-        """Who works on a stage now."""
-        return self.claim(stage).owner() if self.claim(stage).path.exists() else None
+    def busy(self, stages: Iterable[Stage]) -> set[str]:
+        """Ids of the stages that a living process works on."""
+        claimed = {path.stem for path in (self.run / STATE / "claims").glob("*.json")}
+        return {stage.id for stage in stages if flat(stage.id) in claimed and self.claim(stage).owner() is not None}
 
     def log(self, stage: Stage) -> Path:
         """What a stage printed."""

@@ -57,23 +57,40 @@ def work_table(store: Store, graph: Graph, done: set[str], records: Mapping[str,
 
 
 def anchor_table(store: Store, graph: Graph, done: set[str], records: Mapping[str, Record | None]) -> Table:
-    """One row per anchor: how far each measure is, and the last numbers."""
+    """One row per anchor: how far each measure is."""
     active = {stage.id: state for stage, state in running(store, graph, done)}
+    kinds = ("checkpoint", *layout.MEASURES)
+    table = Table(box=None, pad_edge=False)
+    for column in ("anchor", "weights", *layout.MEASURES):
+        table.add_column(column, overflow="fold")
+    for name, stages in _anchors(graph):
+        cells = [_state(stages[kind], done, active, records.get(stages[kind].id)) if kind in stages else "" for kind in kinds]
+        table.add_row(name, *cells)
+    return table
+
+
+def number_table(store: Store, graph: Graph, done: set[str]) -> Table:
+    """One row per anchor that has numbers: the last of the main ones."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("anchor")
+    for column in HEADLINES:
+        table.add_column(column, justify="right")
+    for name, stages in _anchors(graph):
+        numbers = list(headlines(store, stages, done))
+        if any(numbers):
+            table.add_row(name, *numbers)
+    return table
+
+
+def _anchors(graph: Graph) -> Iterator[tuple[str, dict[str, Stage]]]:
+    """The stages of each anchor by kind, the common start first, then by arm, seed and step."""
     rows: dict[tuple[str, int, int], dict[str, Stage]] = {}
     for stage in graph.stages.values():
         if stage.step is not None:
             rows.setdefault((stage.arm or "start", stage.seed or 0, stage.step), {})[stage.kind] = stage
-    table = Table(box=None, pad_edge=False)
-    for column in ("anchor", "weights", *layout.MEASURES, *HEADLINES):
-        table.add_column(column)
-    for (arm, seed, step), stages in rows.items():
-        name = arm if arm == "start" else f"{arm} seed {seed} step {step}"
-        cells = [
-            _state(stages[kind], done, active, records.get(stages[kind].id)) if kind in stages else ""
-            for kind in ("checkpoint", *layout.MEASURES)
-        ]
-        table.add_row(name, *cells, *headlines(store, stages, done))
-    return table
+    order = list(dict.fromkeys(["start", *(arm for arm, _, _ in rows)]))
+    for (arm, seed, step), stages in sorted(rows.items(), key=lambda row: (order.index(row[0][0]), *row[0][1:])):
+        yield arm if arm == "start" else f"{arm} seed {seed} step {step}", stages
 
 
 def headlines(store: Store, stages: Mapping[str, Stage], done: set[str]) -> Iterator[str]:

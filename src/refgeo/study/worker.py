@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from refgeo.config.schema import Study
 from refgeo.errors import RefgeoError
 from refgeo.study.claims import RENEW_EVERY, Claim
-from refgeo.study.files import storage_error
+from refgeo.study.files import disk_full, storing
 from refgeo.study.job import Job, Ticket, encode
 from refgeo.study.progress import Reporter
 from refgeo.study.store import Store
@@ -63,30 +63,28 @@ def serve(store: Store, study: Study, ticket: Ticket, replies: TextIO) -> None:
         replies.flush()
 
     claim = store.claim(ticket.stage)
-    if not claim.take():
-        reply("busy")
-        return
-    _send_output_to(store.log(ticket.stage))
     stop = threading.Event()
-    threading.Thread(target=_renew, args=(claim, stop), daemon=True).start()
-    reporter = Reporter(store.progress(ticket.stage))
     message = None
     try:
-        run(store, study, ticket, reporter, made=lambda product: reply("made", product=product))
+        with storing(store.run):
+            if not claim.take():
+                reply("busy")
+                return
+            _send_output_to(store.log(ticket.stage))
+            reporter = Reporter(store.progress(ticket.stage))
+        threading.Thread(target=_renew, args=(claim, stop), daemon=True).start()
+        try:
+            run(store, study, ticket, reporter, made=lambda product: reply("made", product=product))
+        finally:
+            reporter.close()
     except RefgeoError as error:
         message = str(error)
-    except OSError as error:
-        meant = storage_error(error, store.run)
-        if meant is None:
-            raise
-        message = str(meant)
-    except SafetensorError as error:
+    except SafetensorError as error:  # It hides the error number.
         if "No space left" not in str(error):
             raise
-        message = str(storage_error(OSError(errno.ENOSPC, str(error)), store.run))
+        message = str(disk_full(OSError(errno.ENOSPC, str(error)), store.run))
     finally:
         stop.set()
-        reporter.close()
         claim.release()
     _drop_if_empty(store.log(ticket.stage))
     if message is None:
@@ -101,8 +99,9 @@ def run(store: Store, study: Study, ticket: Ticket, reporter: Reporter, made: Ca
     current = record is not None and record.fingerprint == ticket.fingerprint
     if current and not Job(store, study, ticket, store.run, reporter).missing():
         return
+    function = ticket.stage.resolve()  # Outside: the first import takes seconds that are not the stage's.
     with store.publish(ticket.stage, ticket.fingerprint, dict(ticket.inputs)) as folder:
-        ticket.stage.resolve()(Job(store, study, ticket, folder, reporter, made))
+        function(Job(store, study, ticket, folder, reporter, made))
 
 
 def _renew(claim: Claim, stop: threading.Event) -> None:

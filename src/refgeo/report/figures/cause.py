@@ -10,9 +10,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from refgeo.report.compare import has_interval
-from refgeo.report.figures.style import Panel, arm_color, arm_name, arm_order, blank, color, reason
+from refgeo.report.figures.style import Panel, arm_color, blank, color, reason
 from refgeo.report.rules import told
-from refgeo.report.tables import Tables, estimates
+from refgeo.report.tables import Tables, arm_name, arm_order, estimates
 from refgeo.statistics import Interval, exact
 
 KINDS = {"ablate_single": "Removing the direction", "ablate_topk": "Removing the top-k subspace", "add": "Adding the direction"}
@@ -50,9 +50,18 @@ class _Strip:
         return [move for move in found if np.isfinite(move)]
 
     def effects(self, arm: str, step: int) -> list[Interval]:
-        """The carrier's paired effect, one per seed."""
+        """The paired effect of the anchor's own direction, one per seed."""
+        return estimates(self._own(arm, step))
+
+    def admissible(self, arm: str, step: int) -> bool:
+        """Whether that direction is an admissible candidate in every seed, not one that stands in for lack of any."""
+        own = self._own(arm, step)
+        return "carrier_status" not in own or not (own["carrier_status"] == "best_effect").any()
+
+    def _own(self, arm: str, step: int) -> pd.DataFrame:
         chosen = self.rows[(self.rows["metric"] == f"{self.metric}_delta") & (self.rows["arm"] == arm) & (self.rows["step"] == step)]
-        return estimates(chosen[chosen["direction"] == "carrier"])
+        own: pd.DataFrame = chosen[chosen["direction"] == "carrier"]
+        return own
 
 
 def effects(tables: Tables) -> list[Panel]:
@@ -92,11 +101,13 @@ def _panel(strip: _Strip, words: str, group: str) -> Panel:
     figure = blank(height=66 + 27 * len(anchors), left=84, right=12)
     rows = [["anchor", "direction: change from baseline", "random directions: median, middle 95%, how many"]]
     names = ["start" if step == 0 else f"{arm_name(arm)} {step}" for arm, step in anchors]
+    reach = [-0.05, 0.05]
     for row, ((arm, step), name) in enumerate(zip(anchors, names, strict=True)):
         controls = strip.moves(arm, step, "random")
         _controls(figure, row, name, controls)
         for direction, symbol in MISPLACED.items():
             moves = strip.moves(arm, step, direction)
+            reach += moves
             marker = {"size": 8, "symbol": symbol, "color": color("soft"), "line": {"width": 1.4}}
             _dots(
                 figure,
@@ -107,12 +118,14 @@ def _panel(strip: _Strip, words: str, group: str) -> Panel:
             )
         carried = strip.effects(arm, step)
         ink = color("other") if step == 0 else arm_color(arm)
-        _effects(figure, row, name, carried, ink)
+        _effects(figure, row, name, carried, ink, "diamond" if strip.admissible(arm, step) else "diamond-open")
+        reach += [*controls, *(end for one in carried for end in one[:3] if np.isfinite(end))]
         middle, low, high = np.quantile(controls, [0.5, 0.025, 0.975]).tolist() if controls else (np.nan, np.nan, np.nan)
         spread = told(Interval(middle, low, high, len(controls))) if controls else "none"
         rows.append([name, "; ".join(told(one) for one in carried) or "none", spread])
     figure.add_vline(x=0, line={"color": color("soft"), "width": 1}, layer="below")
-    figure.update_xaxes(showgrid=True, title_text="change from baseline", nticks=4)
+    pad = 0.06 * (max(reach) - min(reach))
+    figure.update_xaxes(range=[min(reach) - pad, max(reach) + pad], showgrid=True, title_text="change from baseline", nticks=4)
     ticks = {"tickvals": list(range(len(names))), "ticktext": names, "tickfont": {"size": 12, "color": color("ink")}}
     figure.update_yaxes(range=[len(names) - 0.5, -0.5], showgrid=False, **ticks)
     return Panel(words[0].upper() + words[1:], "", figure, rows=rows, group=group)
@@ -125,7 +138,7 @@ def _controls(figure: go.Figure, row: int, name: str, moves: Sequence[float]) ->
     _dots(figure, moves, (row + jitter).tolist(), text, {"size": 4.5, "color": color("control")})
 
 
-def _effects(figure: go.Figure, row: int, name: str, found: Sequence[Interval], ink: str) -> None:
+def _effects(figure: go.Figure, row: int, name: str, found: Sequence[Interval], ink: str, symbol: str) -> None:
     known = [one if has_interval(one) else Interval(one.value, one.value, one.value, one.n) for one in found]
     whiskers = {
         "type": "data",
@@ -136,7 +149,7 @@ def _effects(figure: go.Figure, row: int, name: str, found: Sequence[Interval], 
         "thickness": 1.4,
         "width": 0,
     }
-    marker = {"size": 10, "symbol": "diamond", "color": ink, "line": {"color": color("paper"), "width": 1.2}}
+    marker = {"size": 10, "symbol": symbol, "color": ink, "line": {"color": color("paper") if symbol == "diamond" else ink, "width": 1.3}}
     text = [f"{name}: the direction itself<br>{told(one)}" for one in found]
     _dots(figure, [one.value for one in found], [row] * len(found), text, marker, error_x=whiskers)
 

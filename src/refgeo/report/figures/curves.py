@@ -11,9 +11,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from refgeo.report.compare import across_seeds, has_interval
-from refgeo.report.figures.style import Panel, arm_color, arm_name, arm_order, blank, label, reason, spaced, step_ticks
+from refgeo.report.figures.style import Panel, arm_color, blank, label, reason, spaced, step_ticks
 from refgeo.report.rules import told
-from refgeo.report.tables import estimates, range_of
+from refgeo.report.tables import arm_name, arm_order, estimates, range_of
 from refgeo.statistics import Interval
 
 Limits = tuple[float | None, float | None]
@@ -43,10 +43,24 @@ class _End(NamedTuple):
 
 def select(table: pd.DataFrame, set_name: str, metric: str, identity: Mapping[str, object] | None = None) -> pd.DataFrame:
     """The rows of one quantity over the whole set."""
-    found = table
-    for column, value in {"set": set_name, "metric": metric, "subset": "all", **(identity or {})}.items():
-        found = found[found[column] == value] if column in found else found.iloc[:0]
+    found = match(table, {"metric": metric, "set": set_name, "subset": "all", **(identity or {})})
     return found[found["value"].notna()]
+
+
+def match(table: pd.DataFrame, wanted: Mapping[str, object]) -> pd.DataFrame:
+    """The rows that have these values; none when a column does not exist."""
+    found = table
+    for column, value in wanted.items():
+        found = found[found[column] == value] if column in found else found.iloc[:0]
+    return found
+
+
+def full_budget(stress: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the largest attack budget of each anchor."""
+    if "attack_steps" not in stress or stress.empty:
+        return stress
+    most = stress.groupby(["arm", "seed", "step"])["attack_steps"].transform("max")
+    return stress[stress["attack_steps"] == most]
 
 
 def by_step(rows: pd.DataFrame) -> list[Point]:
@@ -84,7 +98,7 @@ def curve(
                 continue
             quiet = line.name == QUIET
             name = line.name if line.arms and line.name else f"{arm_name(arm)} {line.name}".strip()
-            known = measured_steps(table, arm)
+            known = measured_steps(match(table, {"set": line.set, **line.identity}), arm)
             if points[0][2] > 1:
                 _draw_seeds(figure, arm, name, line.dash, part, known)
             _draw(figure, arm, name, line.dash, segments(points, known), limits)
@@ -153,6 +167,7 @@ def _draw(figure: go.Figure, arm: str, name: str, dash: str, runs: Sequence[Sequ
             marker={"size": 6, "color": arm_color(arm)},
             text=[f"{name}, step {step}<br>{told(one, seeds)}" for step, one, seeds in run],
             hoverinfo="text",
+            cliponaxis=False,
         )
 
 
@@ -171,7 +186,7 @@ def _finish(figure: go.Figure, steps: Sequence[int], ends: dict[str, _End], limi
         range=[min(ticks) - 0.03 * span, max(ticks) + 0.03 * span],
         title_text="training step",
     )
-    places = spaced({name: end.y for name, end in ends.items()}, 0.085 * (top - bottom + 2 * pad))
+    places = spaced({name: end.y for name, end in ends.items()}, 0.085 * (top - bottom + 2 * pad), bottom, top)
     figure.update_layout(margin_r=18 + 7 * longest)
     for name, end in ends.items():
         label(figure, name, end.x, places[name], end.ink)

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from refgeo.report.figures.curves import QUIET, Line, curve, select
-from refgeo.report.figures.style import Panel, arm_name, arm_order, blank, color, reason
+from refgeo.report.figures.style import Panel, blank, color, reason
 from refgeo.report.rules import number
-from refgeo.report.tables import Tables
+from refgeo.report.tables import Tables, arm_name, arm_order
 
 SCALE = [[place / 4, color(f"scale-{place}")] for place in range(5)]
 
@@ -33,12 +33,25 @@ def maps(tables: Tables) -> list[Panel]:
 
 
 def color_bounds(scan: pd.DataFrame) -> tuple[float, float]:
-    """Ends of the shared color scale: the middle 96% of all scores, so that one wild candidate does not wash out the rest."""
+    """Ends of the shared color scale: the best score, and one below which candidates are no longer told apart.
+
+    Scores have a long tail of candidates that break the model; it would wash out the differences among the good ones.
+    """
     scores = scan["s_total"].to_numpy(dtype=np.float64)
     scores = scores[np.isfinite(scores)]
-    low, high = np.quantile(scores, [0.02, 0.98]) if scores.size else (0.0, 1.0)
-    low = max(float(low), float(high) - 2.5)
-    return low, max(float(high), low + 1e-3)
+    if not scores.size:
+        return 0.0, 1.0
+    high = float(scores.max())
+    low = max(float(np.quantile(scores, 0.1)), high - 2.0)
+    return min(low, high - 0.05), high
+
+
+def scale_words(tables: Tables) -> str:
+    """The color scale in words; nothing without a scan."""
+    if tables.scan.empty or "s_total" not in tables.scan:
+        return ""
+    low, high = color_bounds(tables.scan)
+    return f"Color: S_total from {number(low)} or less to {number(high)}."
 
 
 def drift(tables: Tables) -> list[Panel]:

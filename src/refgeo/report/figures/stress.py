@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from refgeo.report.figures.behavior import full_budget
-from refgeo.report.figures.curves import Line, by_step, curve, select
-from refgeo.report.figures.style import Panel, arm_color, arm_name, arm_order, blank, color, label, reason, spaced
+from refgeo.report.figures.curves import Line, by_step, curve, full_budget, select
+from refgeo.report.figures.style import Panel, arm_color, blank, color, label, reason, spaced
 from refgeo.report.rules import told
-from refgeo.report.tables import Tables
+from refgeo.report.tables import Tables, arm_name, arm_order
 from refgeo.statistics import Interval
 
 METRIC = "asr_adaptive_gcg"
@@ -70,7 +69,7 @@ def _budgets(stress: pd.DataFrame, arm: str) -> Panel:
             text=[f"{arm_name(arm)} {name}, {budget} GCG steps<br>{told(estimate, seeds)}" for budget, estimate, seeds in points],
         )
         ends[name] = points[-1][1].value
-    for name, place in spaced(ends, 0.09).items():
+    for name, place in spaced(ends, 0.09, 0.0, 1.0).items():
         label(figure, name, len(budgets) - 1, place, color("soft") if name == "start" else arm_color(arm))
     figure.update_xaxes(
         tickvals=list(range(len(budgets))),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import plotly.graph_objects as go
+
+from refgeo.statistics import Interval
 
 PALETTE: dict[str, tuple[str, str]] = {
     "paper": ("#fbf9f5", "#141519"),
@@ -36,7 +39,6 @@ PALETTE: dict[str, tuple[str, str]] = {
 """Every color of the page and its figures: name -> (light, dark). Light values are distinct, so that a figure can be recolored."""
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
-ARM_NAMES = {"r2d2": "R2D2", "sft": "SFT"}
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,6 @@ def arm_color(arm: str, kind: str = "") -> str:
     """The color of an arm; ``band`` and ``thin`` are its translucent forms."""
     known = arm if arm in PALETTE else "other"
     return color(f"{known}-{kind}" if kind else known)
-
-
-def arm_order(arms: Iterable[str]) -> list[str]:
-    """Each arm once: the adversarial one first, as the paper tells it, then the others by name."""
-    return sorted({str(arm) for arm in arms}, key=lambda arm: (arm != "r2d2", arm))
-
-
-def arm_name(arm: str) -> str:
-    """How an arm is written for readers."""
-    return ARM_NAMES.get(arm, arm)
 
 
 def blank(height: int = 260, right: int = 58, left: int = 44, bottom: int = 44, top: int = 12) -> go.Figure:
@@ -111,8 +103,8 @@ def label(figure: go.Figure, text: str, x: Any, y: Any, ink: str, **more: Any) -
     figure.add_annotation(text=text, x=x, y=y, showarrow=False, font={"size": 12, "color": ink}, **{"xanchor": "left", "xshift": 7, **more})
 
 
-def spaced(positions: dict[str, float], gap: float) -> dict[str, float]:
-    """Label positions moved apart, least first, until neighbors differ by ``gap``; their mean is kept."""
+def spaced(positions: dict[str, float], gap: float, low: float = -math.inf, high: float = math.inf) -> dict[str, float]:
+    """Label positions moved apart until neighbors differ by ``gap``, inside [low, high] where there is room; their order is kept."""
     order = sorted(positions, key=lambda name: positions[name])
     moved = [positions[name] for name in order]
     for _ in range(50):
@@ -121,6 +113,10 @@ def spaced(positions: dict[str, float], gap: float) -> dict[str, float]:
             if lack > 1e-9:
                 moved[index - 1] -= lack / 2
                 moved[index] += lack / 2
+    for index, place in enumerate(moved):  # up from the floor, then down from the ceiling
+        moved[index] = max(place, low + index * gap)
+    for index in reversed(range(len(moved))):
+        moved[index] = min(moved[index], high - (len(moved) - 1 - index) * gap)
     return dict(zip(order, moved, strict=True))
 
 
@@ -135,6 +131,21 @@ def step_ticks(steps: Sequence[int], share: float = 0.09) -> list[int]:
         if step - kept[-1] >= gap and ordered[-1] - step >= gap:
             kept.append(step)
     return [*kept, ordered[-1]]
+
+
+def whiskers(points: Sequence[Interval], limits: tuple[float, float], arm: str) -> dict[str, object]:
+    """Error bars of an arm, cut where the axis ends; none where there is no interval."""
+    above = [max(min(one.high, limits[1]) - one.value, 0.0) if math.isfinite(one.high) else 0.0 for one in points]
+    below = [max(one.value - max(one.low, limits[0]), 0.0) if math.isfinite(one.low) else 0.0 for one in points]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": above,
+        "arrayminus": below,
+        "color": arm_color(arm, "thin"),
+        "thickness": 1,
+        "width": 0,
+    }
 
 
 def reason(table: str, quantity: str = "") -> str:

@@ -47,7 +47,7 @@
   }));
 
   // A link to a claim also opens its rule.
-  const openTarget = () => document.querySelector(`${location.hash || "#-"} details`)?.setAttribute("open", "");
+  const openTarget = () => document.getElementById(location.hash.slice(1))?.querySelector("details")?.setAttribute("open", "");
   window.addEventListener("hashchange", openTarget);
   openTarget();
 })();

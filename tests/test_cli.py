@@ -1,0 +1,258 @@
+"""The command line: bad input is one clear message and exit code 2, and nothing is half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from refgeo.cli import main
+from refgeo.config.load import load_study
+from refgeo.study.graph import Stage
+from refgeo.study.run import Outcome
+from tiny_study import behaviors, settings, write_csv, write_data, write_study
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def refgeo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """Call the command as a shell would."""
+
+    def call(*words: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["refgeo", *(str(word) for word in words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        code = end.value.code
+        assert code is None or isinstance(code, int)
+        return Answer(code or 0, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def study(tmp_path: Path, tiny_model_dir: Path) -> Path:
+    return write_study(tmp_path, tiny_model_dir)
+
+
+def assert_refused(answer: Answer, *words: str) -> None:
+    assert answer.code == 2
+    assert answer.out == ""
+    assert answer.err.startswith("Error: ")
+    assert answer.err.count("Error: ") == 1
+    assert "Traceback" not in answer.err
+    for word in words:
+        assert word in answer.err
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from refgeo.cli import main; sys.argv = ['refgeo', '--help']\ntry: main()\nexcept SystemExit: pass\n"
+    code += "heavy = {'torch', 'transformers', 'pandas', 'numpy', 'pydantic', 'peft', 'scipy', 'plotly', 'datasets', 'pyarrow'}\n"
+    code += "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("run", "plan", "status", "report", "pocket"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.stepz=3"], ["train.stepz", "train.steps"]),
+        (["trian.steps=3"], ["trian", "train"]),
+        (["train.steps=many"], ["train.steps", "many"]),
+        (["train.steps"], ["train.steps", "key=value"]),
+        (["anchors.steps=[3,7]"], ["step 7", "step 6"]),
+        (["stress.steps=[4]"], ["step 4", "no anchor"]),
+        (["behavior.max_new_tokens=250"], ["250 more", "256", "max_new_tokens"]),
+        (["geometry.positions=[-90]"], ["-90", "shortest probe"]),
+        (["model.path=./nowhere"], ["nowhere", "No such file"]),
+        (["data.chat=./nowhere.jsonl"], ["nowhere.jsonl"]),
+        (["name=../escape"], ["../escape", "folder name"]),
+    ],
+)
+def test_a_bad_setting_is_said_and_nothing_is_written(
+    refgeo: Callable[..., Answer], study: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(study.parent)
+    before = sorted(study.parent.iterdir())
+    assert_refused(refgeo("run", study, *overrides), *words)
+    assert sorted(study.parent.iterdir()) == before
+
+
+def test_an_unknown_preset_names_the_known_ones(refgeo: Callable[..., Answer]) -> None:
+    assert_refused(refgeo("run", "pokcet"), "pokcet", "pocket")
+
+
+def _rewrite(path: Path, change: Callable[[list[dict[str, object]]], list[dict[str, object]]]) -> None:
+    write_csv(path, change(behaviors("test", ["how do i stir bread for the fox", "how do i stir root for the owl"])))
+
+
+def _empty(data: Path) -> None:
+    (data / "behaviors_test.csv").write_text("")
+
+
+def _no_rows(data: Path) -> None:
+    path = data / "behaviors_test.csv"
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+
+
+def _duplicate(data: Path) -> None:
+    _rewrite(data / "behaviors_test.csv", lambda rows: [rows[0], {**rows[1], "BehaviorID": rows[0]["BehaviorID"]}])
+
+
+def _overlap(data: Path) -> None:
+    train = (data / "behaviors_train.csv").read_text().splitlines()
+    test = (data / "behaviors_test.csv").read_text().splitlines()
+    (data / "behaviors_test.csv").write_text("\n".join([*test, train[1]]) + "\n")
+
+
+def _too_long(data: Path) -> None:
+    _rewrite(data / "behaviors_test.csv", lambda rows: [rows[0], {**rows[1], "Behavior": "feed the fox " * 90}])
+
+
+def _no_column(data: Path) -> None:
+    _rewrite(data / "behaviors_test.csv", lambda rows: [{key: value for key, value in row.items() if key != "BehaviorID"} for row in rows])
+
+
+def _no_reference(data: Path) -> None:
+    _rewrite(data / "behaviors_test.csv", lambda rows: [{key: value for key, value in row.items() if key != "Reference"} for row in rows])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_empty, ["behaviors_test.csv"]),
+        (_no_rows, ["behaviors_test.csv", "no rows"]),
+        (_duplicate, ["behaviors_test.csv", "test-0"]),
+        (_overlap, ["train-0"]),
+        (_too_long, ["test-1", "context"]),
+        (_no_column, ["BehaviorID"]),
+        (_no_reference, ["Reference", "judge.kind"]),
+    ],
+)
+def test_bad_rows_are_named_and_nothing_is_written(
+    refgeo: Callable[..., Answer], study: Path, spoil: Callable[[Path], None], words: list[str]
+) -> None:
+    spoil(study.parent / "data")
+    out = study.parent / "deep" / "run"
+    assert_refused(refgeo("run", study, "-o", out), *words)
+    assert not out.parent.exists()
+
+
+def test_a_model_without_a_chat_template_is_said(refgeo: Callable[..., Answer], study: Path, tiny_model_dir: Path) -> None:
+    bare = study.parent / "bare"
+    shutil.copytree(tiny_model_dir, bare)
+    (bare / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((bare / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (bare / "tokenizer_config.json").write_text(json.dumps(config))
+    out = study.parent / "run"
+    assert_refused(refgeo("run", study, f"model.path={bare}", "-o", out), "no chat template", "model.chat_template")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_folder_of_something_else_is_left_alone(refgeo: Callable[..., Answer], study: Path, command: str) -> None:
+    out = study.parent / "thesis"
+    out.mkdir()
+    (out / "chapter.txt").write_text("mine")
+    assert_refused(refgeo(command, study, "-o", out), "thesis", "-o DIR")
+    assert [path.name for path in out.iterdir()] == ["chapter.txt"]
+
+
+def test_a_folder_of_another_study_is_left_alone(refgeo: Callable[..., Answer], study: Path) -> None:
+    out = study.parent / "run"
+    out.mkdir()
+    manifest = json.dumps({"study": "another", "format": 1})
+    (out / "manifest.json").write_text(manifest)
+    assert_refused(refgeo("run", study, "-o", out), "belongs to study 'another', not to 'tiny'")
+    assert [path.name for path in out.iterdir()] == ["manifest.json"]
+    assert (out / "manifest.json").read_text() == manifest
+
+
+def test_a_folder_that_cannot_be_written_is_said(refgeo: Callable[..., Answer], study: Path) -> None:
+    file = study.parent / "file"
+    file.write_text("mine")
+    assert_refused(refgeo("run", study, "-o", file / "run"), "cannot be written", "-o DIR")
+    assert_refused(refgeo("run", study, "-o", file), "is a file")
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", ["status", "report"])
+def test_what_is_no_run_folder_is_refused(refgeo: Callable[..., Answer], tmp_path: Path, command: str) -> None:
+    assert_refused(refgeo(command, tmp_path), "no config.yaml")
+    assert_refused(refgeo(command, tmp_path / "absent"), "absent", "a run folder")
+
+
+def test_a_plan_writes_nothing(refgeo: Callable[..., Answer], study: Path) -> None:
+    out = study.parent / "run"
+    answer = refgeo("plan", study, "-o", out)
+    assert answer.code == 0
+    assert not out.exists()
+    for words in ("r2d2 seed 1, train", "6 optimizer steps", "not made yet", "stages to make", "found by rule"):
+        assert words in " ".join(answer.out.split())
+
+
+def test_config_prints_a_study_that_can_be_run(refgeo: Callable[..., Answer], study: Path) -> None:
+    answer = refgeo("config", study, "train.steps=9")
+    assert answer.code == 0
+    assert "# Optimizer steps" in answer.out
+    again = study.parent / "again.yaml"
+    again.write_text(answer.out)
+    assert load_study(str(again)) == load_study(str(study), ["train.steps=9"])
+
+
+def test_presets_and_version_are_told(refgeo: Callable[..., Answer]) -> None:
+    assert "pocket" in refgeo("presets").out.split()
+    assert refgeo("version").out.strip()
+
+
+STAGE = Stage("stress", Path("stress"), "f:g", kind="stress", arm="sft", seed=1, step=3)
+
+
+@pytest.mark.parametrize(("crashed", "code"), [(frozenset({"train"}), 1), (frozenset(), 2)])
+def test_failed_stages_end_in_their_messages(
+    refgeo: Callable[..., Answer], study: Path, monkeypatch: pytest.MonkeyPatch, crashed: frozenset[str], code: int
+) -> None:
+    failed = {"train": "The worker died. See [the] log", "stress": "The worker died. See [the] log"}
+    outcome = Outcome(9, 3, failed, crashed, (STAGE,), 12.0, Path("index.html"))
+    monkeypatch.setattr("refgeo.study.run.run_study", lambda *given: outcome)
+    answer = refgeo("run", study)
+    assert answer.code == code
+    assert answer.err.count("Error: The worker died. See [the] log") == 1
+    assert "train; stress" in answer.err
+    assert "1 stages that need them" in answer.err
+    assert "Report" not in answer.out
+
+
+def test_an_interrupted_run_says_how_to_go_on(refgeo: Callable[..., Answer], study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*given: Any) -> Outcome:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("refgeo.study.run.run_study", interrupted)
+    answer = refgeo("run", study)
+    assert answer.code == 130
+    assert "goes on from here" in answer.err
+
+
+def test_a_study_may_be_given_with_relative_paths(
+    refgeo: Callable[..., Answer], tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_data(tmp_path / "data")
+    (tmp_path / "relative.yaml").write_text(yaml.safe_dump(settings(Path("data"), tiny_model_dir)))
+    monkeypatch.chdir(tmp_path)
+    assert refgeo("plan", "relative.yaml").code == 0
