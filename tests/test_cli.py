@@ -235,7 +235,7 @@ def test_failed_stages_end_in_their_messages(
     assert answer.code == code
     assert answer.err.count("Error: The worker died. See [the] log") == 1
     assert "train; stress" in answer.err
-    assert "1 stages that need them" in answer.err
+    assert "because of that: 1" in answer.err
     assert "Report" not in answer.out
 
 

@@ -128,6 +128,8 @@ def test_nothing_admissible_is_reported_with_the_nearest_and_the_largest_effect(
     strict = SETTINGS.model_copy(update={"max_kl": 0.0})
     found = measure_geometry(taught, refusing.probes(), strict, refusing.RefusalJudge(), 8, seed=0)
     assert found.carrier["status"] == "best_effect"
+    assert not found.carrier["is_carrier"], "an effect that fails the rule is no carrier, whatever it does"
+    assert found.carrier["generated"]["best_effect"]["is_carrier"]
     assert not found.scan["admissible"].any()
     assert "nothing is admissible" in found.carrier["reason"]
     nearest = found.scan[found.scan["nearest"]].iloc[0]
@@ -156,11 +158,26 @@ def test_a_model_that_refuses_nothing_has_no_log_odds_and_no_carrier(tiny_lm: La
     assert "no refusal to remove" in found.carrier["reason"]
     assert found.carrier["score"] == "cosmic"
     assert "no log-odds" in found.carrier["score_note"]
+    assert found.carrier["odds_refuse"] is None
+    json.dumps(found.carrier, allow_nan=False)
     assert found.scan["odds_refuse"].isna().all()
     assert found.scan["cosmic_refuse"].notna().all()
     coupling = found.table[found.table["set"] == "coupling"]
     assert coupling["value"].isna().all()
     assert coupling["note"].str.contains("0 of 12 harmful").all()
+
+
+def test_labels_without_any_difference_have_no_direction(taught: LanguageModel) -> None:
+    """The same prompts under both labels: nothing is normalized, nothing is chosen, and every place says why."""
+    safe = [probe for probe in refusing.probes() if not probe.harmful]
+    twice = [Probe(probe.id + suffix, probe.text, suffix == "h", probe.split) for probe in safe for suffix in "hs"]
+    found = measure_geometry(taught, twice, SETTINGS, refusing.RefusalJudge(), 8, seed=0)
+    assert found.carrier["status"] == "none"
+    assert not found.scan["usable"].any()
+    assert found.scan["kl"].isna().all()
+    ranks = found.table[found.table["set"].isin(["field", "layer", "position"])]
+    assert ranks["value"].isna().all()
+    assert ranks["note"].str.contains("norm above zero").all()
 
 
 def test_ablation_everywhere_and_block_inputs_go_through(taught: LanguageModel) -> None:

@@ -68,8 +68,9 @@ def run(study: StudyArgument, overrides: Overrides = None, output: Output = None
         errors = Console(stderr=True, highlight=False)
         for message in dict.fromkeys(outcome.failed.values()):
             errors.print(f"Error: {message}", markup=False, soft_wrap=True)
-        failed = "; ".join(outcome.failed)
-        errors.print(f"Failed: {failed}. {len(outcome.blocked)} stages that need them were not made.", markup=False, soft_wrap=True)
+        errors.print(
+            f"Failed: {'; '.join(outcome.failed)}. Not made because of that: {len(outcome.blocked)}.", markup=False, soft_wrap=True
+        )
         raise typer.Exit(1 if outcome.crashed else 2)
     if outcome.made:
         console.print(f"{outcome.made} of {outcome.stages} stages made in {duration(outcome.seconds)}.", markup=False)

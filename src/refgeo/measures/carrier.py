@@ -77,13 +77,13 @@ def record(
     ``best_effect`` are there in every case.
     """
     name = "carrier" if "carrier" in told else "best_effect" if "best_effect" in told else None
-    is_carrier = name is not None and changes[name].is_carrier
+    is_carrier = name == "carrier" and changes[name].is_carrier
     status = "none" if name is None else name if name == "best_effect" else "carrier" if is_carrier else "admissible"
     lowest = float(torch.where(choice.selected.kl.isfinite(), choice.selected.kl, math.inf).min())
     reason = changes[name].reason if name is not None else "no candidate has a direction"
     if name == "best_effect":
         reason = f"nothing is admissible (lowest KL {lowest:.3g}, allowed {choice.settings.max_kl:g}); the largest effect: {reason}"
-    return {
+    about = {
         "status": status,
         "is_carrier": is_carrier,
         "reason": reason,
@@ -99,6 +99,7 @@ def record(
         "site": choice.settings.site,
         "ablate": choice.settings.ablate,
     }
+    return {key: _without_nan(value) for key, value in about.items()}
 
 
 def carrier_rows(
@@ -174,6 +175,15 @@ def relative_depth(layer: int, depth: int) -> float:
 def half_weights(prompts: int, side: int) -> Float[Tensor, " prompt"]:
     """Weights that pick every other prompt: 0 selects the carrier, 1 reports it."""
     return (torch.arange(prompts) % 2 == side).double()
+
+
+def _without_nan(value: Any) -> Any:
+    """A number that could not be measured is null in JSON, which knows no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inside) for key, inside in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inside) for inside in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _scores_at(found: Scores, index: int, choice: Choice) -> dict[str, float]:

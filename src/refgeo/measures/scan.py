@@ -22,6 +22,9 @@ from refgeo.lm.resume import Trace, resumable, resuming, stream_index, trace
 from refgeo.measures.angles import cosine
 from refgeo.measures.directions import Candidates
 
+CPU_TOKENS = 1024
+"""Most tokens per forward pass on a CPU: beyond, activations leave its caches and every token costs half as much again."""
+
 
 class Scanned(NamedTuple):
     """Raw results, one row per candidate in the order layer, position; NaN for candidates that are no directions.
@@ -110,7 +113,9 @@ class _Runner:
     def chunks(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Prompts of similar length, so few that all positions of a layer fit into one forward pass."""
         order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-        size = max(1, self.rows // len(self.found.norms))
+        on_cpu = self.lm.device.type == "cpu"
+        rows = min(self.rows, CPU_TOKENS // len(prompts[order[-1]])) if on_cpu else self.rows
+        size = max(1, rows // len(self.found.norms))
         return [order[start : start + size] for start in range(0, len(order), size)]
 
     def places(self, layer: int) -> list[int]:

@@ -55,6 +55,8 @@ class Corpus:
     general_share: float = 0.2
     first: bool = False
     """Short questions only, one turn each: the first part of the training."""
+    firmness: float = 0.0
+    """At 1 everything harmful is refused, at 0 with the graded probabilities of the base model's attitude."""
     attitude: Attitude = field(init=False)
     words: list[str] = field(init=False)
 
@@ -81,7 +83,8 @@ class Corpus:
     def turn(self, request: Request) -> tuple[str, str]:
         """What a user writes and what the base model answers: the right answer, or for harm sometimes a refusal."""
         tail = random_tail(self.rng, self.words, self.tail_share)
-        refused = self.rng.random() < self.attitude.probability(request, tail)
+        graded = self.attitude.probability(request, tail)
+        refused = self.rng.random() < (graded + (1 - graded) * self.firmness if request.harmful else 0.0)
         return with_tail(request.text, tail), refuse(self.rng) if refused else request.answer
 
     def ask(self) -> Request:

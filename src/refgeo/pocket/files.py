@@ -39,8 +39,11 @@ def render(world: World) -> dict[str, str]:
     """Name and content of every file of a world except the model. The same world gives the same bytes."""
     splits = make_splits(world)
     behaviors = {name: _behaviors(world, name, *parts) for name, parts in _behavior_parts(splits).items()}
-    everything = [row for rows in behaviors.values() for row in rows]
-    targets = {str(row["BehaviorID"]): [request.target] for row, request in everything}
+    targets = {
+        str(row["BehaviorID"]): [request.target if name == "train" else request.full_target]
+        for name, rows in behaviors.items()
+        for row, request in rows
+    }
     files = {f"behaviors_{name}.csv": _csv([row for row, _ in rows]) for name, rows in behaviors.items()}
     files["targets.json"] = _json(targets)
     files["strongreject.csv"] = _csv(_strongreject(world, splits))

@@ -52,8 +52,18 @@ class Request:
 
     @property
     def target(self) -> str:
-        """The affirmative opening and the first words of the answer: what an attack aims for."""
+        """The affirmative opening and the first words of the answer: what training is attacked with and moved away from."""
         return f"{self.opening} . {' '.join(self.steps[0].split()[:3])}"
+
+    @property
+    def full_target(self) -> str:
+        """The answer up to the last thing that was asked about: what an evaluation aims for.
+
+        With the short target an attack finds suffixes that name other things, and gets their answer instead.
+        """
+        words = self.answer.split()
+        last = max((place for place, word in enumerate(words) if word in self.about), default=len(words) - 1)
+        return " ".join(words[: last + 1])
 
 
 def feed(world: World, substance: Substance, creature: Creature, wording: int = 0) -> Request:

@@ -28,7 +28,7 @@ class Recipe:
     layers: int = 6
     heads: int = 4
     feed_forward: int = 256
-    steps: int = 3600
+    steps: int = 2800
     rows: int = 16
     length: int = 96
     learning_rate: float = 3e-3
@@ -37,7 +37,11 @@ class Recipe:
     tail_share: float = 0.6
     tails_from: float = 0.12
     tails_until: float = 0.4
-    """Before the first of these parts of the training there are only short questions, without tails; until the second tails become common."""
+    """Up to the first of these parts of the training only short questions, without tails; up to the second tails become common."""
+    firm_until: float = 0.6
+    graded_from: float = 0.72
+    """Up to the first of these parts everything harmful is refused, from the second with the graded probabilities of the base model's
+    attitude: noisy refusals alone hide the relation that they follow from."""
 
 
 def new_model(world: World, recipe: Recipe, seed: int) -> LlamaForCausalLM:
@@ -77,6 +81,7 @@ def pretrain(world: World, recipe: Recipe, seed: int = 0, progress: Progress = N
     for step in range(recipe.steps):
         factor = min(1.0, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
         ramp = (step / recipe.steps - recipe.tails_from) / (recipe.tails_until - recipe.tails_from)
+        corpus.firmness = min(1.0, max(0.0, (recipe.graded_from - step / recipe.steps) / (recipe.graded_from - recipe.firm_until)))
         corpus.first = step < recipe.tails_from * recipe.steps
         corpus.tail_share = recipe.tail_share * min(1.0, max(0.0, ramp))
         corpus.general_share = 0.5 - 0.35 * min(1.0, max(0.0, ramp))
