@@ -9,8 +9,8 @@ import torch
 
 from refgeo.lm import drafts as drafts_module
 from refgeo.lm.changes import Change
-from refgeo.lm.decode import complete_ids
 from refgeo.lm.drafts import complete_changed
+from refgeo.lm.generate import complete_ids
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import Site, ablate, add
 

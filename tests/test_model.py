@@ -14,9 +14,8 @@ from refgeo.config.schema import ModelSettings
 from refgeo.errors import ModelError
 from refgeo.lm.changes import Change
 from refgeo.lm.chat import ChatRenderer
-from refgeo.lm.decode import as_text, complete_ids
 from refgeo.lm.drafts import complete_changed
-from refgeo.lm.generate import complete
+from refgeo.lm.generate import as_text, complete, complete_ids
 from refgeo.lm.model import LanguageModel, evaluating, load, quiet_peft
 from refgeo.lm.residual import ablate, add, last_logits, self_check
 from refgeo.lm.resume import resumable

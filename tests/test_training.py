@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -154,5 +155,5 @@ def test_the_learning_rate_warms_up_and_decays(study: Study) -> None:
     settings = study.train.model_copy(update={"warmup": 2, "steps": 10, "schedule": "cosine", "learning_rate": 1.0})
     rates = [learning_rate(settings, step) for step in range(1, 11)]
     assert rates[:3] == [0.5, 1.0, 1.0]
-    assert all(left >= right for left, right in zip(rates[2:], rates[3:], strict=False))
+    assert all(left >= right for left, right in itertools.pairwise(rates[2:]))
     assert 0 < rates[-1] < 0.1

@@ -15,7 +15,7 @@ import torch
 
 from refgeo.lm.changes import Change, changing
 from refgeo.lm.chat import Rendered
-from refgeo.lm.decode import greedy
+from refgeo.lm.generate import greedy
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import Site
 from refgeo.lm.resume import Trace, resumable, resuming, stream_index, trace

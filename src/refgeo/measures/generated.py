@@ -12,8 +12,8 @@ from torch import Tensor
 from refgeo.config.schema import GeometrySettings
 from refgeo.judging.verdict import Judge, Verdict
 from refgeo.lm.changes import Change
-from refgeo.lm.decode import as_text
 from refgeo.lm.drafts import complete_changed
+from refgeo.lm.generate import as_text
 from refgeo.lm.model import LanguageModel
 from refgeo.measures.controls import change_norm, matched_strength, random_bases
 from refgeo.measures.effects import over_controls

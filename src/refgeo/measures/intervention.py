@@ -15,8 +15,8 @@ from torch import Tensor
 from refgeo.config.schema import BehaviorSettings, GeometrySettings, InterventionSettings
 from refgeo.data.rows import Reference
 from refgeo.judging.verdict import Judge, Verdict
-from refgeo.lm.decode import as_text, complete_ids
 from refgeo.lm.drafts import complete_changed
+from refgeo.lm.generate import as_text, complete_ids
 from refgeo.lm.model import LanguageModel
 from refgeo.measures.effects import Outcomes, effect_rows, mean_rows, outcomes
 from refgeo.measures.evaluate import Item, judged, summarize

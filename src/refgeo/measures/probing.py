@@ -9,7 +9,7 @@ from refgeo.data.rows import Probe
 from refgeo.errors import DataError
 from refgeo.judging.verdict import Judge, Verdict
 from refgeo.lm.chat import Rendered
-from refgeo.lm.decode import as_text, complete_ids
+from refgeo.lm.generate import as_text, complete_ids
 from refgeo.lm.model import LanguageModel
 
 

@@ -26,6 +26,7 @@ from refgeo.errors import StoreError
 from refgeo.judging import make_judge
 from refgeo.judging.verdict import Judge
 from refgeo.lm.model import LanguageModel, load
+from refgeo.lm.residual import self_check
 from refgeo.measures.behavior import EvaluationSets, evaluation_items, measure_behavior
 from refgeo.measures.drift import measure_drift
 from refgeo.measures.evaluate import Item, evaluate
@@ -196,8 +197,10 @@ def _direct_refusal(lm: LanguageModel, behaviors: Sequence[Behavior], judge: Jud
 
 
 def _model(job: Job) -> LanguageModel:
-    """The model of the job's anchor."""
-    return load(job.study.model, None if _step(job) == 0 else _own(job) / "adapter")
+    """The model of the job's anchor, its hooks proven to work."""
+    lm = load(job.study.model, None if _step(job) == 0 else _own(job) / "adapter")
+    self_check(lm)
+    return lm
 
 
 def _own(job: Job) -> Path:
