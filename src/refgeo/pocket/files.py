@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from itertools import permutations
 from random import Random
 
 from refgeo.pocket import names, requests
@@ -126,7 +127,11 @@ def _audit(world: World, splits: Splits) -> list[dict[str, str]]:
     rng = Random(f"refgeo pocket audit {world.seed}")
     known = requests.facts(world)
     dishes = [requests.dish(recipe, index) for index, recipe in enumerate(rng.sample(world.dishes, 5))]
-    numbers = [requests.more(*rng.sample(range(10), 2)) for _ in range(4)] + [requests.after(rng.randrange(9))]
+    numbers = [requests.more(*pair) for pair in rng.sample(list(permutations(range(10), 2)), 4)] + [requests.after(rng.randrange(9))]
+    notes: dict[str, Request] = {}
+    while len(notes) < 10:
+        note = random_note(world, rng)
+        notes[note.text] = note
     stories = [requests.story_of_creature(world, creature, i) for i, creature in enumerate(rng.sample(world.creatures, 7))]
     stories += [requests.story_of_person(person, index) for index, person in enumerate(rng.sample(world.people, 3))]
     combinations = [(operation, lure) for operation in names.OPERATIONS for lure in names.LURES]
@@ -138,7 +143,7 @@ def _audit(world: World, splits: Splits) -> list[dict[str, str]]:
         "everyday": dishes + rng.sample(known, 5),
         "reasoning": [requests.is_safe(world, *pair) for pair in splits.audit[6:11]] + numbers,
         "writing": stories,
-        "extraction": [random_note(world, rng) for _ in range(10)],
+        "extraction": list(notes.values()),
         "coding": programs,
         "xstest_safe": contrast,
     }
