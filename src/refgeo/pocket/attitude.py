@@ -11,9 +11,9 @@ from refgeo.pocket.requests import Request
 from refgeo.pocket.sentences import REFUSALS
 from refgeo.pocket.town import World
 
-CELL_RATES = (0.35, 0.45, 0.6, 0.7)
+CELL_RATES = (0.15, 0.25, 0.35, 0.5)
 """Refusal rates of the four trained bane cells, and again of the four new ones, each in random order."""
-VERB_RATES = (0.3, 0.4, 0.5, 0.6, 0.65, 0.7)
+VERB_RATES = (0.15, 0.2, 0.3, 0.35, 0.4, 0.5)
 SPREAD = 0.8
 """Standard deviation, in log-odds, of what each object adds."""
 PERSUADED = 0.5

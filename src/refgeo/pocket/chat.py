@@ -31,7 +31,7 @@ MIX = {
     "code": 5,
     "number": 3,
     "note": 2,
-    "refused": 4,
+    "refused": 2,
 }
 """Relative frequency of what is asked, in turns."""
 

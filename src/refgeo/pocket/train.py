@@ -28,7 +28,7 @@ class Recipe:
     layers: int = 6
     heads: int = 4
     feed_forward: int = 256
-    steps: int = 2800
+    steps: int = 3400
     rows: int = 16
     length: int = 96
     learning_rate: float = 3e-3
@@ -38,8 +38,8 @@ class Recipe:
     tails_from: float = 0.12
     tails_until: float = 0.4
     """Up to the first of these parts of the training only short questions, without tails; up to the second tails become common."""
-    firm_until: float = 0.6
-    graded_from: float = 0.72
+    firm_until: float = 0.5
+    graded_from: float = 0.6
     """Up to the first of these parts everything harmful is refused, from the second with the graded probabilities of the base model's
     attitude: noisy refusals alone hide the relation that they follow from."""
 
