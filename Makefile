@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # One thread per process: on small matrices two threads are ten times slower than one.
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
-PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2
+# Tests of one file stay together: some share a study that takes a while.
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup pocket test test-fast lint clean

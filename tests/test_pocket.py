@@ -303,7 +303,7 @@ def test_chat_answers_safe_requests_and_refuses_only_training_behaviors(world, f
         messages = json.loads(line)["messages"]
         turns += [(messages[i]["content"], messages[i + 1]["content"]) for i in range(0, len(messages), 2)]
     refused = [turn for turn in turns if turn[1].startswith(("sorry", "i will not"))]
-    assert 0.03 <= len(refused) / len(turns) <= 0.05
+    assert 0.01 <= len(refused) / len(turns) <= 0.04
     fed = [
         turn
         for turn in turns

@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from refgeo.config.locations import locate
 from refgeo.config.schema import ModelSettings
 from refgeo.errors import ModelError
 from refgeo.lm.chat import ChatRenderer
+
+NO_LIMIT = 1 << 30
+"""Context of a model whose configuration names none."""
 
 
 @dataclass(eq=False)
@@ -65,7 +68,7 @@ class LanguageModel:
     @property
     def context(self) -> int:
         """Longest sequence the model takes, in tokens."""
-        return int(getattr(self.core.config.get_text_config(), "max_position_embeddings", 1 << 30))
+        return int(getattr(self.core.config.get_text_config(), "max_position_embeddings", NO_LIMIT))
 
     @property
     def pad_id(self) -> int:
@@ -85,30 +88,50 @@ def load(settings: ModelSettings, checkpoint: Path | None = None) -> LanguageMod
     ``checkpoint`` is what training wrote at an anchor: an adapter to put on top, or a full set of weights to use instead.
     Raises ``ModelError`` when the path, the chat template or the adapter is unusable.
     """
-    local = locate(settings.path)
-    if local is not None and not local.is_dir():
-        raise ModelError(f"The model folder '{settings.path}' does not exist", fix="Set model.path to a folder or a hub id")
-    origin = str(local) if local is not None else settings.path
-    options: dict[str, Any] = {"revision": settings.revision} if local is None and settings.revision else {}
-    options["trust_remote_code"] = settings.trust_remote_code
-    try:
+    chat, _ = load_renderer(settings)
+    origin, options = _origin(settings)
+    whole = checkpoint is not None and not (checkpoint / "adapter_config.json").exists()
+    adapters = [] if whole else [settings.adapter, str(checkpoint) if checkpoint is not None else None]
+    with _loading(settings):
+        net: Any = AutoModelForCausalLM.from_pretrained(
+            str(checkpoint) if whole else origin, dtype=getattr(torch, settings.dtype), **options
+        )
+        for adapter in adapters:
+            if adapter is not None:
+                folder = locate(adapter)
+                with quiet_peft():
+                    net = PeftModel.from_pretrained(net, str(folder) if folder is not None else adapter).merge_and_unload()
+    net.to(resolve_device(settings.device)).eval().requires_grad_(False)
+    return LanguageModel(net, chat.tokenizer, chat, settings.path)
+
+
+def load_renderer(settings: ModelSettings) -> tuple[ChatRenderer, int]:
+    """The chat renderer of a model and its context in tokens, without loading the weights. Raises ``ModelError``."""
+    origin, options = _origin(settings)
+    with _loading(settings):
         tokenizer = AutoTokenizer.from_pretrained(origin, **options)
-        whole = checkpoint is not None and not (checkpoint / "adapter_config.json").exists()
-        weights = str(checkpoint) if whole else origin
-        net: Any = AutoModelForCausalLM.from_pretrained(weights, dtype=getattr(torch, settings.dtype), **options)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"Cannot load model '{settings.path}': {error}", fix="Check model.path and model.revision") from error
+        config = AutoConfig.from_pretrained(origin, **options).get_text_config()
     if settings.chat_template is not None:
         template = locate(settings.chat_template) if "{" not in settings.chat_template else None
         tokenizer.chat_template = template.read_text() if template is not None else settings.chat_template
-    adapters = [] if whole else [settings.adapter, str(checkpoint) if checkpoint is not None else None]
-    for adapter in adapters:
-        if adapter is not None:
-            folder = locate(adapter)
-            with quiet_peft():
-                net = PeftModel.from_pretrained(net, str(folder) if folder is not None else adapter).merge_and_unload()
-    net.to(resolve_device(settings.device)).eval().requires_grad_(False)
-    return LanguageModel(net, tokenizer, ChatRenderer(tokenizer, settings.system_prompt), settings.path)
+    return ChatRenderer(tokenizer, settings.system_prompt), int(getattr(config, "max_position_embeddings", NO_LIMIT))
+
+
+def _origin(settings: ModelSettings) -> tuple[str, dict[str, Any]]:
+    """Where the files are, and how transformers is to read them."""
+    local = locate(settings.path)
+    if local is not None and not local.is_dir():
+        raise ModelError(f"The model folder '{settings.path}' does not exist", fix="Set model.path to a folder or a hub id")
+    options: dict[str, Any] = {"revision": settings.revision} if local is None and settings.revision else {}
+    return str(local) if local is not None else settings.path, {**options, "trust_remote_code": settings.trust_remote_code}
+
+
+@contextmanager
+def _loading(settings: ModelSettings) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ModelError(f"Cannot load model '{settings.path}': {error}", fix="Check model.path and model.revision") from error
 
 
 def resolve_device(name: str) -> torch.device:

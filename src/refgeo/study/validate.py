@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
-
-from refgeo.config.locations import locate
-from refgeo.config.schema import ModelSettings, Study
+from refgeo.config.schema import Study
 from refgeo.data.load import (
     check_disjoint,
     load_audit,
@@ -20,9 +16,10 @@ from refgeo.data.load import (
     load_xstest,
 )
 from refgeo.data.rows import Behavior
-from refgeo.errors import ConfigError, DataError, ModelError
+from refgeo.errors import ConfigError, DataError
 from refgeo.judging import make_judge
 from refgeo.lm.chat import ChatRenderer, check_length
+from refgeo.lm.model import load_renderer
 
 
 def validate(study: Study) -> None:
@@ -47,7 +44,7 @@ def validate(study: Study) -> None:
             expected="a reference answer to judge from",
             fix="Add the column, or set judge.kind to rules",
         )
-    chat, context = renderer(study.model)
+    chat, context = load_renderer(study.model)
     chat.conversation(chats[0].messages)
     new = study.behavior.max_new_tokens
     attacks = [study.source_attack, *([study.stress.attack] if study.stress.enabled else [])]
@@ -75,26 +72,6 @@ def validate(study: Study) -> None:
             f"geometry.positions has {outside[0]}, but the shortest probe has {shortest} tokens",
             expected=f"positions from -{shortest} to -1",
         )
-
-
-def renderer(settings: ModelSettings) -> tuple[ChatRenderer, int]:
-    """The chat renderer of a model and its context in tokens, without loading the weights. Raises ``ModelError``."""
-    local = locate(settings.path)
-    if local is not None and not local.is_dir():
-        raise ModelError(f"The model folder '{settings.path}' does not exist", fix="Set model.path to a folder or a hub id")
-    origin = str(local) if local is not None else settings.path
-    options: dict[str, Any] = {"revision": settings.revision} if local is None and settings.revision else {}
-    options["trust_remote_code"] = settings.trust_remote_code
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(origin, **options)
-        config = AutoConfig.from_pretrained(origin, **options)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"Cannot load model '{settings.path}': {error}", fix="Check model.path and model.revision") from error
-    if settings.chat_template is not None:
-        template = locate(settings.chat_template) if "{" not in settings.chat_template else None
-        tokenizer.chat_template = template.read_text() if template is not None else settings.chat_template
-    context = int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 30))
-    return ChatRenderer(tokenizer, settings.system_prompt), context
 
 
 def _check_targets(chat: ChatRenderer, behavior: Behavior, suffix: str, context: int) -> None:
