@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from refgeo.report.claim import Answer, Claim, answer
 from refgeo.report.claims_behavior import BEHAVIOR_CLAIMS, RECOGNITION_CLAIM
 from refgeo.report.claims_geometry import GEOMETRY_CLAIMS
 from refgeo.report.evidence import Evidence
-from refgeo.report.rules import Answer, Claim, answer
 
 CLAIMS: tuple[Claim, ...] = (*BEHAVIOR_CLAIMS, *GEOMETRY_CLAIMS, RECOGNITION_CLAIM)
 COLUMNS = ("claim", "verdict", "effect", "low", "high", "n", "note")

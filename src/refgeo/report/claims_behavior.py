@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from refgeo.report.claim import Claim
 from refgeo.report.compare import across_seeds, guarded
 from refgeo.report.evidence import Cell, Evidence
-from refgeo.report.rules import Claim, Missing, Part, Verdict, told
+from refgeo.report.rules import Missing, Part, Verdict, told
 
 CLOSED = 0.10
 """An attack success rate counts as closed when its whole interval is below this: 64 cases without success reach 0.06."""

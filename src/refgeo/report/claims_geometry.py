@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from refgeo.report.claim import Claim
 from refgeo.report.claims_behavior import STEP, USEFUL, fixed, hardest
 from refgeo.report.compare import across_seeds, guarded, ratio, unpaired, widened
 from refgeo.report.evidence import Evidence
-from refgeo.report.rules import Claim, Missing, Part, told
+from refgeo.report.rules import Missing, Part, told
 from refgeo.report.tables import arm_name
 from refgeo.statistics import Interval, rate
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from refgeo.report.claim import Answer
 from refgeo.report.claims_behavior import adaptive, direct, fixed, overrefusal, shut_anchor, utility
 from refgeo.report.compare import across_seeds, has_interval
 from refgeo.report.evidence import Cell, Evidence
-from refgeo.report.rules import Answer, Missing, interval_text, number
+from refgeo.report.rules import Missing, interval_text, number
 from refgeo.statistics import Interval
 
 NONSENSE = 0.2

@@ -16,12 +16,12 @@ from plotly.offline import get_plotlyjs
 from refgeo import __version__
 from refgeo.config.schema import Study
 from refgeo.report import beside, methods
+from refgeo.report.claim import Answer
 from refgeo.report.evidence import Evidence, Transcripts
 from refgeo.report.figures import behavior, cause, frontier, geometry, stress
 from refgeo.report.figures.style import FONT, PALETTE, Panel
 from refgeo.report.glyph import glyph
 from refgeo.report.narrative import follow_up, headline
-from refgeo.report.rules import Answer
 from refgeo.report.samples import samples
 from refgeo.report.tables import Tables, arm_name, arm_order
 from refgeo.study.layout import AnchorRef
