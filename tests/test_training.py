@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from refgeo.attacks.cases import Case
+from refgeo.attacks.gcg import Attacked, attack
 from refgeo.config.schema import (
     AnchorSettings,
     Arm,
@@ -26,7 +28,7 @@ from refgeo.config.schema import (
 )
 from refgeo.errors import NonFinite
 from refgeo.lm.adapters import merged
-from refgeo.lm.model import load
+from refgeo.lm.model import LanguageModel, load
 from refgeo.lm.residual import last_logits
 from refgeo.training.loop import learning_rate, prepare, train
 
@@ -116,6 +118,23 @@ def test_the_clean_loss_falls_and_r2d2_logs_its_own_losses(study: Study, tmp_pat
     assert log["loss_toward"].iloc[-3:].mean() < 0.7 * log["loss_toward"].iloc[:3].mean()
     assert (log["loss_away"] >= 0).all()
     assert log.loc[log["step"] == 3, "reset"].item() == 1
+
+
+@pytest.mark.parametrize(("cadence", "attacks"), [("optimizer_step", 6), ("micro_step", 12)])
+def test_the_cadence_says_how_often_cases_are_refreshed(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cadence: str, attacks: int
+) -> None:
+    calls: list[int] = []
+
+    def counted(lm: LanguageModel, cases: list[Case], settings: AttackSettings, seed: int) -> Attacked:
+        calls.append(len(cases))
+        return attack(lm, cases, settings, seed)
+
+    monkeypatch.setattr("refgeo.training.loop.attack", counted)
+    r2d2 = study.train.r2d2.model_copy(update={"cadence": cadence})
+    log, _ = run(study.model_copy(update={"train": study.train.model_copy(update={"r2d2": r2d2})}), "r2d2", tmp_path)
+    assert calls == [2] * attacks
+    assert log["attack"].between(0, 20).all()
 
 
 def test_an_anchor_loads_as_the_model_it_froze(study: Study, tmp_path: Path) -> None:
