@@ -341,8 +341,8 @@ class Study(Section):
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{name} is {list(values)}; expected a non-empty list without repeats")
         known = {0, *self.anchors.steps, *references.values()}
-        for name, chosen in (("intervention.steps", self.intervention.steps), ("stress.steps", self.stress.steps)):
-            strange = [step for step in chosen or () if step not in known]
-            if strange:
-                raise ValueError(f"{name} has step {strange[0]}, which is no anchor; anchors are {sorted(known)}")
+        for name, section in (("intervention", self.intervention), ("stress", self.stress)):
+            strange = [step for step in section.steps or () if step not in known]
+            if section.enabled and strange:
+                raise ValueError(f"{name}.steps has step {strange[0]}, which is no anchor; anchors are {sorted(known)}")
         return self
