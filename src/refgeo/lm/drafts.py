@@ -18,6 +18,7 @@ from refgeo.lm.generate import greedy
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import Site
 from refgeo.lm.resume import Trace, resumable, resuming, stream_index, trace
+from refgeo.lm.sizes import rows_per_pass
 
 LOGITS = 1 << 26
 """Most logits that one checking pass may hold."""
@@ -55,7 +56,7 @@ def complete_changed(
     reuse = bool(prompts) and resumable(lm, prompts[0].ids)
     for start, group in by_start(changes, site, reuse).items():
         for chunk, traced in traced_chunks(lm, [prompt.ids for prompt in prompts], drafts, start, batch):
-            for rows, part in pieces(lm, len(chunk), len(group), max(len(drafts[index]) for index in chunk), batch):
+            for rows, part in pieces(lm, traced, len(group), max(len(drafts[index]) for index in chunk), batch):
                 inside = [chunk[row] for row in rows], [group[entry] for entry in part]
                 found = _check(lm, drafts, changes, *inside, traced.rows(rows.start, rows.stop), start, max_new_tokens, site)
                 forks += found
@@ -121,9 +122,11 @@ def traced_chunks(
         yield chunk, trace(lm, [[*prompts[index], *drafts[index]] for index in chunk], keep=(start,))
 
 
-def pieces(lm: LanguageModel, prompts: int, changes: int, longest: int, batch: int) -> Iterator[tuple[range, range]]:
-    """Some prompts times some changes, at most ``batch`` rows and ``LOGITS`` logits at a time."""
-    rows = max(1, min(batch, LOGITS // ((longest + 1) * int(lm.core.config.get_text_config().vocab_size))))
+def pieces(lm: LanguageModel, traced: Trace, changes: int, longest: int, batch: int) -> Iterator[tuple[range, range]]:
+    """Some traced prompts times some changes: at most ``batch`` rows that go well into one pass, and ``LOGITS`` logits, at a time."""
+    prompts, tokens = traced.ids.shape
+    rows = min(batch, LOGITS // ((longest + 1) * int(lm.core.config.get_text_config().vocab_size)))
+    rows = rows_per_pass(lm.device, tokens, rows)
     per_pass = max(1, rows // changes)
     for first in range(0, prompts, per_pass):
         for begin in range(0, changes, rows):

@@ -58,7 +58,7 @@ def read_forced(
             plain = _log_probs(lm, traced, 1, longest)
             if not known:
                 before[torch.tensor(chunk)] = _likelihood(plain, targets, inside)
-            for rows, part in pieces(lm, len(chunk), len(group), longest, batch):
+            for rows, part in pieces(lm, traced, len(group), longest, batch):
                 at = slice(rows.start, rows.stop)
                 where = torch.tensor([group[entry] for entry in part])[:, None], torch.tensor([chunk[row] for row in rows])[None]
                 edits = [changes[group[entry]].after(len(completions[chunk[row]])) for entry in part for row in rows]

@@ -17,13 +17,11 @@ from refgeo.errors import ModelError
 from refgeo.lm.generate import left_pad
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.precise import precise
+from refgeo.lm.sizes import rows_per_pass
 
 Site = Literal["block_output", "block_input"]
 Edit = Callable[[Tensor], Tensor]
 Edited = tuple[nn.Module, Literal["input", "output"], Edit]
-
-CPU_TOKENS = 1024
-"""Most tokens per forward pass when reading on a CPU: beyond, activations leave its caches and every token costs more."""
 
 
 @contextmanager
@@ -146,7 +144,7 @@ def _streamed(
             f"Positions {list(positions)} do not exist in a prompt of {shortest} tokens", expected="negative positions inside it"
         )
     index = torch.tensor(positions)
-    for chosen in _similar(prompts, batch, CPU_TOKENS if lm.device.type == "cpu" else None):
+    for chosen in _similar(prompts, batch, lm.device):
         seen: list[Tensor] = [torch.empty(0)] * lm.depth
 
         def keep(layer: int, seen: list[Tensor] = seen) -> Edit:
@@ -163,12 +161,11 @@ def _streamed(
         yield chosen, torch.stack(seen, dim=2)
 
 
-def _similar(prompts: Sequence[Sequence[int]], batch: int, tokens: int | None) -> list[list[int]]:
-    """Indices of the prompts in batches of similar length, so that hardly anything is padded: at most ``batch`` rows, ``tokens`` tokens."""
+def _similar(prompts: Sequence[Sequence[int]], batch: int, device: torch.device) -> list[list[int]]:
+    """Indices of the prompts in batches of similar length, so that hardly anything is padded, of at most ``batch`` rows."""
     batches: list[list[int]] = []
     for row in sorted(range(len(prompts)), key=lambda row: len(prompts[row])):
-        size = len(batches[-1]) + 1 if batches else 1
-        if batches and size <= batch and (tokens is None or size * len(prompts[row]) <= tokens):
+        if batches and len(batches[-1]) < rows_per_pass(device, len(prompts[row]), batch):
             batches[-1].append(row)
         else:
             batches.append([row])

@@ -18,10 +18,8 @@ from refgeo.lm.changes import Change, changing
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import Edit, block_at, editing, next_logits, side
 from refgeo.lm.resume import Trace, resumable, resuming, stream_index, trace
+from refgeo.lm.sizes import rows_per_pass
 from refgeo.measures.scan import kl_divergence, refusal_log_odds
-
-CPU_TOKENS = 1024
-"""Most tokens per forward pass on a CPU, as in the scan."""
 
 
 class Applied(NamedTuple):
@@ -54,7 +52,7 @@ def apply_changes(
 
     plain, changed = nothing(1), nothing(len(changes))
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    most = settings.batch if lm.device.type != "cpu" else max(1, min(settings.batch, CPU_TOKENS // len(prompts[order[-1]])))
+    most = rows_per_pass(lm.device, len(prompts[order[-1]]), settings.batch)
     starts: dict[int, list[int]] = {}
     for index, change in enumerate(changes):
         start = 0 if change.layer is None or not reuse else stream_index(change.layer, settings.site)

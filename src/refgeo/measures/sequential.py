@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from refgeo.statistics import Interval, rate
+from refgeo.statistics import Interval, wilson
 
 BEYOND = 0.80
 """The direction must do more than this share of the controls, by the interval: all 20 of 20 controls reach 0.84."""
@@ -56,8 +56,3 @@ def looks(planned: int) -> list[int]:
     """Numbers of controls after which to look: the first that can settle anything, then every tenth of them, then all."""
     first = first_look(planned)
     return [*range(first, planned, max(1, planned // 10)), planned]
-
-
-def wilson(count: int, planned: int) -> Interval:
-    """The Wilson interval of ``count`` out of ``planned``."""
-    return rate([True] * count + [False] * (planned - count))

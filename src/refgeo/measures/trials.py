@@ -14,10 +14,8 @@ from refgeo.config.measures import GeometrySettings
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import Edit, Edited, Site, block_at, editing, everywhere, side
 from refgeo.lm.resume import Trace, kept_logits, last_only, narrowable, resumable, resuming, stream_index, trace
+from refgeo.lm.sizes import rows_per_pass
 from refgeo.measures.directions import Candidates
-
-CPU_TOKENS = 1024
-"""Most tokens per forward pass on a CPU: beyond, activations leave its caches and every token costs half as much again."""
 
 
 class Trial(NamedTuple):
@@ -106,7 +104,7 @@ class Tryer:
 
     def _most(self, tokens: int) -> int:
         """Rows of that many tokens in one forward pass."""
-        return max(1, min(self.rows, CPU_TOKENS // tokens)) if self.lm.device.type == "cpu" else self.rows
+        return rows_per_pass(self.lm.device, tokens, self.rows)
 
     def _pass(self, traced: Trace, tried: Sequence[Trial], add: bool, keep: int, states: bool) -> Outcome:
         layer, everywhere_ = tried[0].layer, self.everywhere and not add
