@@ -20,7 +20,7 @@ from benchmarks.measuring import added_peak, flops, interleaved, ratio, table, w
 from benchmarks.models import NAMES, build
 from torch import Tensor, nn
 
-from refgeo.lm.generate import left_pad
+from refgeo.lm.batch import left_pad
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import Site, read, read_mean
 

@@ -18,8 +18,9 @@ import torch
 from benchmarks.measuring import interleaved, ratio, table, write_json
 from benchmarks.models import NAMES, build
 
+from refgeo.lm.batch import left_pad
 from refgeo.lm.chat import Rendered
-from refgeo.lm.generate import complete_ids, left_pad
+from refgeo.lm.generate import complete_ids
 from refgeo.lm.model import LanguageModel
 
 TIES = 1e-4

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refgeo.config.measures import GeometrySettings
-from refgeo.lm.generate import left_pad
+from refgeo.lm.batch import left_pad
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import ablate, add, editing, read
 from refgeo.measures.directions import Candidates, candidates

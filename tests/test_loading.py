@@ -16,9 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from architectures import tiny
 from refgeo.config.model import ModelSettings, parse_model
 from refgeo.errors import ConfigError, ModelError
-from refgeo.lm.loading import notice_offline
-from refgeo.lm.model import LanguageModel, load, quiet_peft
-from refgeo.lm.residual import last_logits, self_check
+from refgeo.lm.hook_check import self_check
+from refgeo.lm.loading import load, quiet_peft
+from refgeo.lm.model import LanguageModel
+from refgeo.lm.origin import notice_offline
+from refgeo.lm.residual import last_logits
 
 
 def save_adapter(lm: LanguageModel, folder: Path, base: str, rank: int = 2) -> Path:
@@ -129,7 +131,7 @@ def test_what_keeps_a_model_away_is_said_with_what_to_do(monkeypatch: pytest.Mon
     def fail(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr("refgeo.lm.loading.cached_file", lambda *args, **kwargs: "config.json")
+    monkeypatch.setattr("refgeo.lm.origin.cached_file", lambda *args, **kwargs: "config.json")
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", fail)
     with pytest.raises(ModelError, match=f"'{name}'.*{match}"):
         load(ModelSettings(path=name, device="cpu"))
@@ -151,8 +153,8 @@ def test_where_no_way_leads_to_the_hub_it_is_not_asked_again_and_again(monkeypat
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "/nonexistent")
-    monkeypatch.setattr("refgeo.lm.loading.getproxies", dict)
-    monkeypatch.setattr("refgeo.lm.loading.socket.create_connection", unreachable)
+    monkeypatch.setattr("refgeo.lm.origin.getproxies", dict)
+    monkeypatch.setattr("refgeo.lm.origin.socket.create_connection", unreachable)
     notice_offline.cache_clear()
     for _ in range(2):
         with pytest.raises(ModelError, match="the hub cannot be reached"):
