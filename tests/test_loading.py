@@ -53,10 +53,9 @@ def test_the_forms_of_a_name(text: str, expected: tuple[str | None, ...]) -> Non
     assert (found.path, found.revision, found.adapter, found.adapter_revision) == expected
 
 
-def test_an_existing_path_is_taken_as_it_is_and_the_rest_comes_from_the_study(tmp_path: Path) -> None:
+def test_an_existing_path_is_taken_as_it_is(tmp_path: Path) -> None:
     (odd := tmp_path / "a+b@c").mkdir()
-    like = ModelSettings(path="org/other", revision="v2", dtype="bfloat16", device="cpu", adapter="org/adapter")
-    assert parse_model(str(odd), like) == ModelSettings(path=str(odd), dtype="bfloat16", device="cpu")
+    assert parse_model(str(odd)) == ModelSettings(path=str(odd))
     assert parse_model(f"{odd}+org/adapter").adapter == "org/adapter"
 
 
@@ -68,7 +67,7 @@ def test_a_name_with_a_missing_part_is_refused(text: str) -> None:
 
 def test_an_adapter_alone_brings_its_base(tiny_model_dir: Path, adapter: Path) -> None:
     alone = load(ModelSettings(path=str(adapter), device="cpu"))
-    both = load(parse_model(f"{tiny_model_dir}+{adapter}", ModelSettings(path="x", device="cpu")))
+    both = load(parse_model(f"{tiny_model_dir}+{adapter}").model_copy(update={"device": "cpu"}))
     row = [alone.chat.prompt("how do i cook").ids]
     assert torch.equal(last_logits(alone, row), last_logits(both, row))
     assert not torch.allclose(last_logits(alone, row), last_logits(load(ModelSettings(path=str(tiny_model_dir), device="cpu")), row))
