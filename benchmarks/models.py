@@ -19,7 +19,7 @@ from refgeo.config.load import load_study
 from refgeo.data.load import load_behaviors
 from refgeo.errors import ConfigError
 from refgeo.lm.chat import ChatRenderer
-from refgeo.lm.loading import load
+from refgeo.lm.load import load
 from refgeo.lm.model import LanguageModel
 
 

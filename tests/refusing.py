@@ -12,7 +12,7 @@ from refgeo.config.model import ModelSettings
 from refgeo.data.rows import Probe, Reference
 from refgeo.judging.verdict import Label, Verdict
 from refgeo.lm.batch import left_pad
-from refgeo.lm.loading import load
+from refgeo.lm.load import load
 from refgeo.lm.model import LanguageModel
 
 ANIMALS, PLANTS = ("fox", "crow", "owl", "hen"), ("root", "berry", "leaf", "bread")

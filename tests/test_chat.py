@@ -17,7 +17,7 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedToke
 from refgeo.config.model import ModelSettings
 from refgeo.errors import ContextOverflow, DataError, ModelError
 from refgeo.lm.chat import ChatRenderer, Rendered, check_length
-from refgeo.lm.loading import load
+from refgeo.lm.load import load
 from refgeo.lm.messages import Placement, Role
 from refgeo.lm.model import LanguageModel
 

@@ -17,7 +17,7 @@ from refgeo.config.load import dump_study, load_study
 from refgeo.config.model import ModelSettings
 from refgeo.config.schema import Study
 from refgeo.errors import ConfigError
-from refgeo.lm.loading import load
+from refgeo.lm.load import load
 from refgeo.study.measure import measure, measuring_study
 from refgeo.training.checkpoint import write_weights
 from refgeo.training.loop import prepare

@@ -14,7 +14,7 @@ from refgeo.errors import ContextOverflow, ModelError
 from refgeo.lm.batch import left_pad
 from refgeo.lm.changes import Change, changing
 from refgeo.lm.generate import as_text, complete, complete_ids, greedy
-from refgeo.lm.loading import load
+from refgeo.lm.load import load
 from refgeo.lm.model import LanguageModel
 
 REQUESTS = [

@@ -17,7 +17,7 @@ from architectures import tiny
 from refgeo.config.model import ModelSettings, parse_model
 from refgeo.errors import ConfigError, ModelError
 from refgeo.lm.hook_check import self_check
-from refgeo.lm.loading import load, quiet_peft
+from refgeo.lm.load import load, quiet_peft
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.origin import notice_offline
 from refgeo.lm.residual import last_logits

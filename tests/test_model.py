@@ -20,7 +20,7 @@ from refgeo.lm.chat import ChatRenderer
 from refgeo.lm.drafts import complete_changed
 from refgeo.lm.generate import as_text, complete, complete_ids
 from refgeo.lm.hook_check import self_check
-from refgeo.lm.loading import load, quiet_peft
+from refgeo.lm.load import load, quiet_peft
 from refgeo.lm.model import LanguageModel, evaluating
 from refgeo.lm.residual import ablate, add, last_logits, projector
 from refgeo.lm.resume import resumable

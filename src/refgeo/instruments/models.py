@@ -18,7 +18,7 @@ from refgeo.config.load import dump_study, load_study
 from refgeo.config.model import ModelSettings, parse_model
 from refgeo.config.schema import Study
 from refgeo.errors import ConfigError
-from refgeo.lm.loading import load, load_renderer
+from refgeo.lm.load import load, load_renderer
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.origin import resolved
 from refgeo.study.measure import default_study

@@ -10,7 +10,7 @@ from refgeo.config.judge import OneJudgeSettings
 from refgeo.config.locations import locate
 from refgeo.config.model import ModelSettings
 from refgeo.errors import ModelError
-from refgeo.lm.loading import load, load_renderer
+from refgeo.lm.load import load, load_renderer
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.origin import adapter_config, origin, translated
 
