@@ -8,19 +8,18 @@ position, and a hook per layer that clones its states to float64. Both sides of 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from benchmarks.command import parser, tell
 from benchmarks.generation import prompts
-from benchmarks.measuring import added_peak, flops, interleaved, ratio, table, write_json
-from benchmarks.models import NAMES, build
+from benchmarks.measuring import added_peak, flops, interleaved, ratio, table
+from benchmarks.models import build
 from torch import Tensor, nn
 
-from refgeo.lm.generate import left_pad
+from refgeo.lm.batch import left_pad
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import Site, read, read_mean
 
@@ -128,22 +127,14 @@ def compare(lm: LanguageModel, rows: Sequence[Sequence[int]], site: Site, repeat
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=NAMES, default="M1")
-    for name, default in (("prompts", 180), ("longest", 60), ("repeats", 5), ("threads", 1)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--site", choices=("block_output", "block_input"), default="block_output")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--json", type=Path, default=None)
-    given = parser.parse_args(arguments)
+    options = parser(__doc__, prompts=180, longest=60, repeats=5)
+    options.add_argument("--site", choices=("block_output", "block_input"), default="block_output")
+    given = options.parse_args(arguments)
     torch.set_num_threads(given.threads)
     lm = build(given.model, given.device, given.dtype)
     rows = [prompt.ids for prompt in prompts(lm, given.prompts, given.longest)]
     figures, text = compare(lm, rows, given.site, given.repeats)
-    print(text, end="\n\n")
-    print("\n".join(f"{key:24} {value:.4g}" if isinstance(value, float) else f"{key:24} {value}" for key, value in figures.items()))
-    write_json(given.json, figures)
+    tell([text], figures, given.json)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from benchmarks.measuring import Work, added, added_peak, flops, interleaved, ratio, seconds, table, write_json
-from benchmarks.models import NAMES, build, cases
+from benchmarks.command import parser, tell
+from benchmarks.measuring import Work, added, added_peak, flops, interleaved, ratio, seconds, table
+from benchmarks.models import build, cases
 from benchmarks.peers import NanoGCG, nano, plain_losses, prefix_pairs, uncollected
 from torch import Tensor
 
@@ -268,30 +268,21 @@ def _step_table(times: dict[str, list[float]], drawn: int, kept: int, nano_kept:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     defaults = Options()
-    parser.add_argument("--model", choices=NAMES, default="M1")
-    parser.add_argument("--batch", type=int, default=None, help="batch size of nanoGCG; its default, all candidates at once, when absent")
-    parser.add_argument("--tokens", type=int, default=None, help="tokens per forward pass of the engine; its own choice when absent")
-    for name in ("width", "repeats", "attacks", "steps"):
-        parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name))
-    parser.add_argument("--ideas", action=argparse.BooleanOptionalAction, default=True, help="also time each idea alone")
-    parser.add_argument("--tune", action=argparse.BooleanOptionalAction, default=True, help="also try nanoGCG at its best batch size")
-    parser.add_argument("--memory", type=float, default=defaults.memory, help="bytes of logits that a batch of nanoGCG may take on a CPU")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--json", type=Path, default=None)
-    given = parser.parse_args(arguments)
+    counts = {name: getattr(defaults, name) for name in ("width", "repeats", "attacks", "steps")}
+    options = parser(__doc__, **counts)
+    options.add_argument("--batch", type=int, default=None, help="batch size of nanoGCG; its default, all candidates at once, when absent")
+    options.add_argument("--tokens", type=int, default=None, help="tokens per forward pass of the engine; its own choice when absent")
+    options.add_argument("--ideas", action=argparse.BooleanOptionalAction, default=True, help="also time each idea alone")
+    options.add_argument("--tune", action=argparse.BooleanOptionalAction, default=True, help="also try nanoGCG at its best batch size")
+    options.add_argument("--memory", type=float, default=defaults.memory, help="bytes of logits that a batch of nanoGCG may take on a CPU")
+    given = options.parse_args(arguments)
     torch.set_num_threads(given.threads)
-    options = Options(
+    chosen = Options(
         given.width, given.tokens, given.repeats, given.attacks, given.steps, given.ideas, given.memory, given.batch, given.tune
     )
-    found = compare(build(given.model, given.device, given.dtype), cases(given.model, 1)[0], options)
-    for text in found.tables:
-        print(text, end="\n\n")
-    print("\n".join(f"{key:28} {value:.4g}" if isinstance(value, float) else f"{key:28} {value}" for key, value in found.figures.items()))
-    write_json(given.json, found.figures)
+    found = compare(build(given.model, given.device, given.dtype), cases(given.model, 1)[0], chosen)
+    tell(found.tables, found.figures, given.json)
 
 
 if __name__ == "__main__":

@@ -8,18 +8,18 @@ to end a turn: answers then end at various times, as real ones do.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from benchmarks.measuring import interleaved, ratio, table, write_json
-from benchmarks.models import NAMES, build
+from benchmarks.command import parser, tell
+from benchmarks.measuring import interleaved, ratio, table
+from benchmarks.models import build
 
+from refgeo.lm.batch import left_pad
 from refgeo.lm.chat import Rendered
-from refgeo.lm.generate import complete_ids, left_pad
+from refgeo.lm.generate import complete_ids
 from refgeo.lm.model import LanguageModel
 
 TIES = 1e-4
@@ -124,23 +124,15 @@ def compare(lm: LanguageModel, given: Sequence[Rendered], tokens: int, batch: in
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=NAMES, default="M1")
-    for name, default in (("prompts", 128), ("tokens", 128), ("longest", 150), ("batch", 64), ("repeats", 3), ("threads", 1)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--stops", type=float, default=0.05, help="share of the vocabulary that ends a turn")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--json", type=Path, default=None)
-    given = parser.parse_args(arguments)
+    options = parser(__doc__, prompts=128, tokens=128, longest=150, batch=64, repeats=3)
+    options.add_argument("--stops", type=float, default=0.05, help="share of the vocabulary that ends a turn")
+    given = options.parse_args(arguments)
     torch.set_num_threads(given.threads)
     lm = build(given.model, given.device, given.dtype)
     if given.model != "pocket":
         talkative(lm, given.stops)
     figures, text = compare(lm, prompts(lm, given.prompts, given.longest), given.tokens, given.batch, given.repeats)
-    print(text, end="\n\n")
-    print("\n".join(f"{key:24} {value:.4g}" if isinstance(value, float) else f"{key:24} {value}" for key, value in figures.items()))
-    write_json(given.json, figures)
+    tell([text], figures, given.json)
 
 
 if __name__ == "__main__":

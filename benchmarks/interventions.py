@@ -18,7 +18,7 @@ from refgeo.data.load import load_behaviors
 from refgeo.lm.changes import Change
 from refgeo.lm.drafts import complete_changed
 from refgeo.lm.generate import complete_ids
-from refgeo.lm.model import load
+from refgeo.lm.load import load
 from refgeo.lm.residual import ablate
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import json
 import statistics
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -168,10 +166,3 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in [head, *rows]
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def write_json(path: Path | None, values: Mapping[str, object]) -> None:
-    """Write the figures of one run, numbers at four significant digits."""
-    if path is not None:
-        rounded = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in values.items()}
-        path.write_text(json.dumps(rounded, indent=2) + "\n", encoding="utf-8")

@@ -19,7 +19,8 @@ from refgeo.config.load import load_study
 from refgeo.data.load import load_behaviors
 from refgeo.errors import ConfigError
 from refgeo.lm.chat import ChatRenderer
-from refgeo.lm.model import LanguageModel, load
+from refgeo.lm.load import load
+from refgeo.lm.model import LanguageModel
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,17 @@ Attack (GCG steps on every case) and then the away and toward losses with their 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from benchmarks.command import parser, tell
 from benchmarks.gcg import engine, propose, retokenizer, sift
-from benchmarks.measuring import added, flops, interleaved, ratio, table, write_json
-from benchmarks.models import NAMES, build, cases
+from benchmarks.measuring import added, flops, interleaved, ratio, table
+from benchmarks.models import build, cases
 from benchmarks.peers import HarmBench, harmbench_training
 from torch import Tensor
 
@@ -153,20 +152,11 @@ def compare(lm: LanguageModel, given: Sequence[Case], steps: int, width: int, re
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=NAMES, default="M1")
-    for name, default in (("cases", 8), ("steps", 2), ("width", 256), ("repeats", 3), ("threads", 1)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--json", type=Path, default=None)
-    given = parser.parse_args(arguments)
+    given = parser(__doc__, cases=8, steps=2, width=256, repeats=3).parse_args(arguments)
     torch.set_num_threads(given.threads)
     lm = build(given.model, given.device, given.dtype)
     figures, text = compare(lm, cases(given.model, given.cases), given.steps, given.width, given.repeats)
-    print(text, end="\n\n")
-    print("\n".join(f"{key:24} {value:.4g}" if isinstance(value, float) else f"{key:24} {value}" for key, value in figures.items()))
-    write_json(given.json, figures)
+    tell([text], figures, given.json)
 
 
 if __name__ == "__main__":

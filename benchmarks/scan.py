@@ -10,22 +10,21 @@ come out of the same passes, which spares it the passes that its own code runs f
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from benchmarks.command import parser, tell
 from benchmarks.generation import prompts
-from benchmarks.measuring import flops, interleaved, ratio, table, write_json
-from benchmarks.models import NAMES, build
+from benchmarks.measuring import flops, interleaved, ratio, table
+from benchmarks.models import build
 from jaxtyping import Float
 from torch import Tensor
 
 from refgeo.config.measures import GeometrySettings
-from refgeo.lm.generate import left_pad
+from refgeo.lm.batch import left_pad
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import ablate, add, editing, read
 from refgeo.measures.directions import Candidates, candidates
@@ -155,21 +154,12 @@ def compare(lm: LanguageModel, given: Task, repeats: int) -> tuple[dict[str, obj
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=NAMES, default="M1")
-    for name, default in (("prompts", 32), ("words", 40), ("repeats", 5), ("threads", 1), ("batch", 128)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--json", type=Path, default=None)
-    given = parser.parse_args(arguments)
+    given = parser(__doc__, prompts=32, words=40, repeats=5, batch=128).parse_args(arguments)
     torch.set_num_threads(given.threads)
     lm = build(given.model, given.device, given.dtype)
     settings = GeometrySettings(batch=given.batch, positions=(-4, -3, -2, -1) if given.model == "pocket" else (-5, -4, -3, -2, -1))
     figures, text = compare(lm, task(lm, given.prompts, given.words, settings), given.repeats)
-    print(text, end="\n\n")
-    print("\n".join(f"{key:24} {value:.4g}" if isinstance(value, float) else f"{key:24} {value}" for key, value in figures.items()))
-    write_json(given.json, figures)
+    tell([text], figures, given.json)
 
 
 if __name__ == "__main__":

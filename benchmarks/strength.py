@@ -26,7 +26,7 @@ from refgeo.config.load import load_study
 from refgeo.config.schema import Study
 from refgeo.data.load import load_behaviors
 from refgeo.judging import make_judge
-from refgeo.lm.model import load
+from refgeo.lm.load import load
 from refgeo.measures.stress import Checks, balanced
 from refgeo.study.layout import anchors
 

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from refgeo.lm.chat import ChatRenderer
-from refgeo.lm.model import LanguageModel, quiet_peft
+from refgeo.lm.load import quiet_peft
+from refgeo.lm.model import LanguageModel
 
 SPECIAL = ("<|pad|>", "<|unk|>", "<|bos|>", "<|end|>", "<|turn|>")
 WORDS = """

@@ -19,7 +19,8 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402  (the hook 
 
 from architectures import ARCHITECTURES, tiny, tiny_tokenizer  # noqa: E402  (as above)
 from refgeo.config.model import ModelSettings  # noqa: E402  as above
-from refgeo.lm.model import LanguageModel, load  # noqa: E402  (as above)
+from refgeo.lm.load import load  # noqa: E402  (as above)
+from refgeo.lm.model import LanguageModel  # noqa: E402  (as above)
 
 # The same examples in every run, and no time limit: a test that fails on a busy machine says nothing about the code.
 hypothesis.settings.register_profile("refgeo", deadline=None, derandomize=True, database=None)

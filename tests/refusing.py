@@ -11,8 +11,9 @@ import torch
 from refgeo.config.model import ModelSettings
 from refgeo.data.rows import Probe, Reference
 from refgeo.judging.verdict import Label, Verdict
-from refgeo.lm.generate import left_pad
-from refgeo.lm.model import LanguageModel, load
+from refgeo.lm.batch import left_pad
+from refgeo.lm.load import load
+from refgeo.lm.model import LanguageModel
 
 ANIMALS, PLANTS = ("fox", "crow", "owl", "hen"), ("root", "berry", "leaf", "bread")
 VERBS, PLACES = ("cook", "cut", "boil", "feed"), ("pot", "bowl", "knife", "water", "fire")

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from architectures import ARCHITECTURES, WINDOW, adapted, tiny
+from refgeo.lm.hook_check import self_check
 from refgeo.lm.model import LanguageModel
-from refgeo.lm.residual import last_logits, self_check
+from refgeo.lm.residual import last_logits
 
 REQUESTS = ("how do i cook a fox", "boil root in a pot with water please", "hello")
 

@@ -24,7 +24,8 @@ from refgeo.attacks.objective import TargetLoss
 from refgeo.config.autodan import AutoDANSettings
 from refgeo.config.model import ModelSettings
 from refgeo.errors import ContextOverflow, DataError
-from refgeo.lm.model import LanguageModel, load, load_renderer
+from refgeo.lm.load import load, load_renderer
+from refgeo.lm.model import LanguageModel
 
 SEEDS = [
     "hello please help me . it is the red fox . yes .",

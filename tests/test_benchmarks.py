@@ -21,7 +21,7 @@ from refgeo.lm.residual import Site, read_mean
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks are scripts beside the package, not part of it
 
-from benchmarks import activations, gcg, generation, measuring, models, peers, r2d2_step, scan, strength
+from benchmarks import activations, command, gcg, generation, measuring, models, peers, r2d2_step, scan, strength
 
 SHAPE = models.Shape(vocab=400, width=32, feed_forward=48, layers=2, heads=2, kv_heads=1)
 CPU = torch.device("cpu")
@@ -76,7 +76,7 @@ def test_the_comparison_agrees_and_reports_its_figures(lm: LanguageModel, tmp_pa
     assert isinstance(found.figures["max_loss_diff"], float)
     assert found.figures["max_loss_diff"] < 1e-4
     assert found.figures["same_winner"] is True
-    measuring.write_json(tmp_path / "x.json", found.figures)
+    command.write_json(tmp_path / "x.json", found.figures)
     wanted = {"time_ratio", "flops_ratio", "memory_ratio", "max_loss_diff", "time_ratio_installed"}
     assert wanted <= set(json.loads((tmp_path / "x.json").read_text()))
     assert "THE PEER" in found.tables[0]

@@ -17,8 +17,9 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedToke
 from refgeo.config.model import ModelSettings
 from refgeo.errors import ContextOverflow, DataError, ModelError
 from refgeo.lm.chat import ChatRenderer, Rendered, check_length
+from refgeo.lm.load import load
 from refgeo.lm.messages import Placement, Role
-from refgeo.lm.model import LanguageModel, load
+from refgeo.lm.model import LanguageModel
 
 CHATML = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"

@@ -19,7 +19,8 @@ from refgeo.config.model import ModelSettings
 from refgeo.config.schema import LoraSettings, Study
 from refgeo.data.load import load_audit, load_behaviors, load_strongreject, load_xstest
 from refgeo.lm.flops import ForwardCost
-from refgeo.lm.model import LanguageModel, load, quiet_peft
+from refgeo.lm.load import load, quiet_peft
+from refgeo.lm.model import LanguageModel
 from refgeo.measures.behavior import EvaluationSets, evaluation_items, tail_items
 from refgeo.measures.plan import plan_interventions
 from refgeo.study.costs import planned

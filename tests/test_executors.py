@@ -15,9 +15,9 @@ import pytest
 from refgeo.config.data import DataSettings, Source
 from refgeo.config.model import ModelSettings
 from refgeo.config.schema import RunSettings, Study
-from refgeo.study.claims import started_at
 from refgeo.study.executors import LocalExecutor, environments
 from refgeo.study.graph import Graph, Stage
+from refgeo.study.locks import started_at
 from refgeo.study.schedule import Schedule
 from refgeo.study.store import Store
 
@@ -112,7 +112,7 @@ def test_a_killed_worker_is_a_clear_failure(tmp_path: Path) -> None:
     schedule, _ = execute(tmp_path, [stage("bad", "vanish"), stage("other", "write", priority=1)])
     assert "SIGKILL" in schedule.failed["bad"]
     assert schedule.done == {"other"}
-    assert not list((tmp_path / ".state" / "claims").iterdir())
+    assert not list((tmp_path / ".state" / "locks").iterdir())
 
 
 def test_an_error_made_on_purpose_keeps_its_words_and_the_worker(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_an_interrupt_stops_the_workers(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait() != 0
         assert started_at(worker) is None
-    assert not list((run / ".state" / "claims").iterdir())
+    assert not list((run / ".state" / "locks").iterdir())
     assert not [name for name in files(run) if "~" in name]
 
 

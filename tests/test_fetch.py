@@ -14,7 +14,7 @@ from refgeo.config.load import dump_study, load_study
 from refgeo.config.schema import Study
 from refgeo.data.load import load_behaviors, load_chat, load_probes
 from refgeo.errors import DataError, ModelError, RefgeoError
-from refgeo.lm.model import load
+from refgeo.lm.load import load
 from refgeo.study.fetch import fetch
 from tiny_study import write_study
 

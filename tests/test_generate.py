@@ -11,9 +11,11 @@ import torch
 
 from refgeo.config.model import ModelSettings
 from refgeo.errors import ContextOverflow, ModelError
+from refgeo.lm.batch import left_pad
 from refgeo.lm.changes import Change, changing
-from refgeo.lm.generate import as_text, complete, complete_ids, greedy, left_pad
-from refgeo.lm.model import LanguageModel, load
+from refgeo.lm.generate import as_text, complete, complete_ids, greedy
+from refgeo.lm.load import load
+from refgeo.lm.model import LanguageModel
 
 REQUESTS = [
     "how do i make bread",

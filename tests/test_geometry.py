@@ -20,7 +20,8 @@ from refgeo.errors import ConfigError, DataError, ModelError
 from refgeo.judging.make import make_judge
 from refgeo.judging.verdict import Verdict
 from refgeo.lm.changes import Change, changing
-from refgeo.lm.model import LanguageModel, load
+from refgeo.lm.load import load
+from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import ablate, last_logits, read
 from refgeo.measures.generated import given_openings, opening_tokens
 from refgeo.measures.geometry import Geometry, measure_geometry

@@ -18,7 +18,8 @@ from refgeo.judging import Exchange, classifier, judge_all, make_judge
 from refgeo.judging.classifier import ONE_TO_FIVE, YES_NO, TokenReader, answer_probabilities, answer_tokens, encode
 from refgeo.judging.models import clip
 from refgeo.judging.reader import Template, checked
-from refgeo.lm.model import LanguageModel, load
+from refgeo.lm.load import load
+from refgeo.lm.model import LanguageModel
 
 SAID = {"soup": {"yes": 0.9, "no": 0.1}, "stew": {"no": 0.6, "yes": 0.2, "fox": 0.2}, "fox": {"fox": 0.7, "yes": 0.3}}
 

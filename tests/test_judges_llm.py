@@ -21,7 +21,7 @@ from refgeo.judging.asking import ReplyReader, ServedLLM, answer_reader, read_re
 from refgeo.judging.panel import PanelJudge
 from refgeo.judging.reader import Opinion, Template
 from refgeo.lm.generate import complete
-from refgeo.lm.model import load
+from refgeo.lm.load import load
 
 
 def rubric(*answers: object) -> str:

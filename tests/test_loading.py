@@ -16,9 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from architectures import tiny
 from refgeo.config.model import ModelSettings, parse_model
 from refgeo.errors import ConfigError, ModelError
-from refgeo.lm.loading import notice_offline
-from refgeo.lm.model import LanguageModel, load, quiet_peft
-from refgeo.lm.residual import last_logits, self_check
+from refgeo.lm.hook_check import self_check
+from refgeo.lm.load import load, quiet_peft
+from refgeo.lm.model import LanguageModel
+from refgeo.lm.origin import notice_offline
+from refgeo.lm.residual import last_logits
 
 
 def save_adapter(lm: LanguageModel, folder: Path, base: str, rank: int = 2) -> Path:
@@ -51,10 +53,9 @@ def test_the_forms_of_a_name(text: str, expected: tuple[str | None, ...]) -> Non
     assert (found.path, found.revision, found.adapter, found.adapter_revision) == expected
 
 
-def test_an_existing_path_is_taken_as_it_is_and_the_rest_comes_from_the_study(tmp_path: Path) -> None:
+def test_an_existing_path_is_taken_as_it_is(tmp_path: Path) -> None:
     (odd := tmp_path / "a+b@c").mkdir()
-    like = ModelSettings(path="org/other", revision="v2", dtype="bfloat16", device="cpu", adapter="org/adapter")
-    assert parse_model(str(odd), like) == ModelSettings(path=str(odd), dtype="bfloat16", device="cpu")
+    assert parse_model(str(odd)) == ModelSettings(path=str(odd))
     assert parse_model(f"{odd}+org/adapter").adapter == "org/adapter"
 
 
@@ -66,7 +67,7 @@ def test_a_name_with_a_missing_part_is_refused(text: str) -> None:
 
 def test_an_adapter_alone_brings_its_base(tiny_model_dir: Path, adapter: Path) -> None:
     alone = load(ModelSettings(path=str(adapter), device="cpu"))
-    both = load(parse_model(f"{tiny_model_dir}+{adapter}", ModelSettings(path="x", device="cpu")))
+    both = load(parse_model(f"{tiny_model_dir}+{adapter}").model_copy(update={"device": "cpu"}))
     row = [alone.chat.prompt("how do i cook").ids]
     assert torch.equal(last_logits(alone, row), last_logits(both, row))
     assert not torch.allclose(last_logits(alone, row), last_logits(load(ModelSettings(path=str(tiny_model_dir), device="cpu")), row))
@@ -129,7 +130,7 @@ def test_what_keeps_a_model_away_is_said_with_what_to_do(monkeypatch: pytest.Mon
     def fail(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr("refgeo.lm.loading.cached_file", lambda *args, **kwargs: "config.json")
+    monkeypatch.setattr("refgeo.lm.origin.cached_file", lambda *args, **kwargs: "config.json")
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", fail)
     with pytest.raises(ModelError, match=f"'{name}'.*{match}"):
         load(ModelSettings(path=name, device="cpu"))
@@ -151,8 +152,8 @@ def test_where_no_way_leads_to_the_hub_it_is_not_asked_again_and_again(monkeypat
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "/nonexistent")
-    monkeypatch.setattr("refgeo.lm.loading.getproxies", dict)
-    monkeypatch.setattr("refgeo.lm.loading.socket.create_connection", unreachable)
+    monkeypatch.setattr("refgeo.lm.origin.getproxies", dict)
+    monkeypatch.setattr("refgeo.lm.origin.socket.create_connection", unreachable)
     notice_offline.cache_clear()
     for _ in range(2):
         with pytest.raises(ModelError, match="the hub cannot be reached"):

@@ -19,8 +19,10 @@ from refgeo.lm.changes import Change
 from refgeo.lm.chat import ChatRenderer
 from refgeo.lm.drafts import complete_changed
 from refgeo.lm.generate import as_text, complete, complete_ids
-from refgeo.lm.model import LanguageModel, evaluating, load, quiet_peft
-from refgeo.lm.residual import ablate, add, last_logits, projector, self_check
+from refgeo.lm.hook_check import self_check
+from refgeo.lm.load import load, quiet_peft
+from refgeo.lm.model import LanguageModel, evaluating
+from refgeo.lm.residual import ablate, add, last_logits, projector
 from refgeo.lm.resume import resumable
 
 SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "max_position_embeddings": 128}

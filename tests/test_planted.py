@@ -13,7 +13,8 @@ from architectures import tiny
 from refgeo.config.load import load_study
 from refgeo.config.measures import Directions
 from refgeo.data.probes import load_probes
-from refgeo.lm.model import LanguageModel, load
+from refgeo.lm.load import load
+from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import Site, read
 from refgeo.measures.directions import estimate
 

@@ -24,7 +24,8 @@ from refgeo.errors import StoreError
 from refgeo.judging import make_judge
 from refgeo.lm.chat import ChatRenderer
 from refgeo.lm.generate import complete
-from refgeo.lm.model import LanguageModel, load
+from refgeo.lm.load import load
+from refgeo.lm.model import LanguageModel
 from refgeo.pocket import build, requests
 from refgeo.pocket.attitude import make_attitude
 from refgeo.pocket.batches import Packer

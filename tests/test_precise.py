@@ -15,7 +15,7 @@ from transformers.masking_utils import sdpa_mask
 
 from architectures import ARCHITECTURES, adapted, tiny
 from refgeo.errors import ModelError
-from refgeo.lm.generate import left_pad
+from refgeo.lm.batch import left_pad
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.precise import precise
 from refgeo.lm.residual import next_logits

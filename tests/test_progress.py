@@ -144,7 +144,7 @@ def test_status_shows_what_another_process_does(tmp_path: Path) -> None:
     store, graph = Store(tmp_path), Graph([TRAIN, FIRST, SECOND])
     store.create("study")
     assert running(store, graph, set()) == []
-    store.claim(TRAIN).take()
+    store.lock(TRAIN).take()
     Reporter(store.progress(TRAIN))(12, 40, "loss 1.5")
     ((active, state),) = running(store, graph, set())
     assert (active, state is not None and state.done) == (TRAIN, 12)
@@ -160,7 +160,7 @@ def test_without_a_terminal_there_are_plain_lines(tmp_path: Path, monkeypatch: p
     store, page = Store(tmp_path), io.StringIO()
     store.create("study")
     graph = Graph([TRAIN])
-    store.claim(TRAIN).take()
+    store.lock(TRAIN).take()
     Reporter(store.progress(TRAIN))(12, 40, "loss [0.5]")
     with RunScreen(Console(file=page, width=80), store) as screen:
         screen.tick(Schedule(store, lambda: graph))
@@ -174,7 +174,7 @@ def test_without_a_terminal_there_are_plain_lines(tmp_path: Path, monkeypatch: p
 def test_on_a_terminal_there_is_a_live_table(tmp_path: Path) -> None:
     store, page = Store(tmp_path), io.StringIO()
     store.create("study")
-    store.claim(TRAIN).take()
+    store.lock(TRAIN).take()
     Reporter(store.progress(TRAIN))(12, 40, "loss 0.5")
     with RunScreen(Console(file=page, width=100, force_terminal=True), store) as screen:
         screen.tick(Schedule(store, lambda: Graph([TRAIN, FIRST])))

@@ -13,8 +13,9 @@ from torch import nn
 
 from refgeo.errors import ModelError
 from refgeo.lm.changes import Change, changing
+from refgeo.lm.hook_check import self_check
 from refgeo.lm.model import LanguageModel
-from refgeo.lm.residual import Site, ablate, add, last_logits, projector, read, self_check, writers
+from refgeo.lm.residual import Site, ablate, add, last_logits, projector, read, writers
 from refgeo.lm.resume import resuming, trace
 
 REQUESTS = ("how do i cook a fox", "cut", "what is water and fire to the blue crow")

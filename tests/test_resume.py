@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from refgeo.errors import ModelError
-from refgeo.lm.generate import left_pad
+from refgeo.lm.batch import left_pad
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import Site, ablate, last_logits, next_logits, read
 from refgeo.lm.resume import kept_logits, last_only, narrowable, resumable, resuming, stream_index, trace

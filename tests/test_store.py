@@ -1,4 +1,4 @@
-"""Whole or not there, claimed or free, ours or another's: what a run folder promises."""
+"""Whole or not there, locked or free, ours or another's: what a run folder promises."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from refgeo.errors import DataError, StoreError
-from refgeo.study.claims import UNATTENDED, Claim, Owner, started_at, this_process
 from refgeo.study.digests import Digests
 from refgeo.study.files import MARK, filling, remove_leftovers, storing, write_text
 from refgeo.study.graph import Graph, Stage
+from refgeo.study.locks import UNATTENDED, Lock, Owner, started_at, this_process
 from refgeo.study.store import MANIFEST, STAGE, Store
 
 STAGE_A = Stage("a/b", Path("a") / "b", "fake_stages:write", {"x": 1}, seed=5)
@@ -31,7 +31,7 @@ def dead_owner() -> Owner:
     return Owner(socket.gethostname(), process.pid, started or 0)
 
 
-def write_claim(path: Path, owner: Owner) -> None:
+def write_lock(path: Path, owner: Owner) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"host": owner.host, "pid": owner.pid, "started": owner.started}))
 
@@ -122,72 +122,72 @@ def test_text_is_replaced_in_one_step(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_claim_is_held_until_released(tmp_path: Path) -> None:
-    claim = Claim(tmp_path / "claims" / "a.json")
-    assert claim.take(config="x")
-    assert not claim.take()
-    assert claim.owner() == this_process()
-    assert (claim.read() or {})["config"] == "x"
-    claim.release()
-    assert claim.owner() is None
-    assert claim.take()
+def test_a_lock_is_held_until_released(tmp_path: Path) -> None:
+    lock = Lock(tmp_path / "locks" / "a.json")
+    assert lock.take(config="x")
+    assert not lock.take()
+    assert lock.owner() == this_process()
+    assert (lock.read() or {})["config"] == "x"
+    lock.release()
+    assert lock.owner() is None
+    assert lock.take()
 
 
-def test_a_claim_of_a_dead_process_is_recovered(tmp_path: Path) -> None:
-    claim = Claim(tmp_path / "a.json")
-    write_claim(claim.path, dead_owner())
-    assert claim.take()
-    assert claim.owner() == this_process()
+def test_a_lock_of_a_dead_process_is_recovered(tmp_path: Path) -> None:
+    lock = Lock(tmp_path / "a.json")
+    write_lock(lock.path, dead_owner())
+    assert lock.take()
+    assert lock.owner() == this_process()
 
 
 def test_a_process_that_got_a_dead_owners_number_is_not_the_owner(tmp_path: Path) -> None:
     here = this_process()
     if not here.started:
         return  # The system does not tell start times.
-    claim = Claim(tmp_path / "a.json")
-    write_claim(claim.path, replace(here, started=here.started - 1))
-    assert claim.owner() is None
-    assert claim.take()
+    lock = Lock(tmp_path / "a.json")
+    write_lock(lock.path, replace(here, started=here.started - 1))
+    assert lock.owner() is None
+    assert lock.take()
 
 
-def test_a_claim_of_another_machine_counts_while_it_is_renewed(tmp_path: Path) -> None:
-    claim = Claim(tmp_path / "a.json")
-    write_claim(claim.path, Owner("another-machine", 1, 1))
-    assert not claim.take()
-    old = claim.path.stat().st_mtime - 2 * UNATTENDED
-    os.utime(claim.path, (old, old))
-    assert claim.take()
+def test_a_lock_of_another_machine_counts_while_it_is_renewed(tmp_path: Path) -> None:
+    lock = Lock(tmp_path / "a.json")
+    write_lock(lock.path, Owner("another-machine", 1, 1))
+    assert not lock.take()
+    old = lock.path.stat().st_mtime - 2 * UNATTENDED
+    os.utime(lock.path, (old, old))
+    assert lock.take()
 
 
-def test_a_claim_under_way_is_respected_and_an_empty_old_one_is_not(tmp_path: Path) -> None:
-    claim = Claim(tmp_path / "a.json")
-    claim.path.touch()
-    assert not claim.take()
-    os.utime(claim.path, (0, 0))
-    assert claim.take()
+def test_a_lock_under_way_is_respected_and_an_empty_old_one_is_not(tmp_path: Path) -> None:
+    lock = Lock(tmp_path / "a.json")
+    lock.path.touch()
+    assert not lock.take()
+    os.utime(lock.path, (0, 0))
+    assert lock.take()
 
 
-def test_nobody_releases_anothers_claim(tmp_path: Path) -> None:
-    claim = Claim(tmp_path / "a.json")
-    write_claim(claim.path, Owner("another-machine", 1, 1))
-    claim.release()
-    assert claim.path.exists()
+def test_nobody_releases_anothers_lock(tmp_path: Path) -> None:
+    lock = Lock(tmp_path / "a.json")
+    write_lock(lock.path, Owner("another-machine", 1, 1))
+    lock.release()
+    assert lock.path.exists()
 
 
 RACER = """
 import sys
 from pathlib import Path
-from refgeo.study.claims import Claim
+from refgeo.study.locks import Lock
 print("ready", flush=True)
 sys.stdin.readline()
-print(Claim(Path(sys.argv[1])).take(), flush=True)
+print(Lock(Path(sys.argv[1])).take(), flush=True)
 sys.stdin.readline()
 """
 
 
-def test_of_many_that_want_a_dead_ones_claim_one_gets_it(tmp_path: Path) -> None:
+def test_of_many_that_want_a_dead_ones_lock_one_gets_it(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    write_claim(path, dead_owner())
+    write_lock(path, dead_owner())
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     racers = [
         subprocess.Popen(
@@ -259,32 +259,32 @@ def test_two_processes_with_other_settings_do_not_share_a_folder(tmp_path: Path)
     # The parent of this process lives, works here, and has other settings.
     other = Owner(socket.gethostname(), os.getppid(), started_at(os.getppid()) or 0)
     path = tmp_path / ".state" / "sessions" / "other.json"
-    write_claim(path, other)
+    write_lock(path, other)
     path.write_text(json.dumps({**json.loads(path.read_text()), "config": "theirs"}))
     with pytest.raises(StoreError, match=f"Process {os.getppid()} .* other settings"), store.session("ours"):
         pass
     with store.session("theirs"):
         pass
-    write_claim(path, dead_owner())
+    write_lock(path, dead_owner())
     with store.session("ours"):
         assert not path.exists()
 
 
-def test_tidying_removes_claims_and_progress_of_the_dead(tmp_path: Path) -> None:
+def test_tidying_removes_locks_and_progress_of_the_dead(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.create("study")
     dead, alive = STAGE_A, replace(STAGE_A, id="alive")
-    write_claim(store.claim(dead).path, dead_owner())
-    store.claim(alive).take()
+    write_lock(store.lock(dead).path, dead_owner())
+    store.lock(alive).take()
     for stage in (dead, alive):
         write_path = store.progress(stage)
         write_path.parent.mkdir(exist_ok=True)
         write_path.write_text("{}")
     assert store.busy([dead, alive]) == {"alive"}
     store.tidy()
-    assert not store.claim(dead).path.exists()
+    assert not store.lock(dead).path.exists()
     assert not store.progress(dead).exists()
-    assert store.claim(alive).owner() == this_process()
+    assert store.lock(alive).owner() == this_process()
     assert store.progress(alive).exists()
 
 

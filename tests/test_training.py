@@ -21,7 +21,8 @@ from refgeo.config.model import ModelSettings
 from refgeo.config.schema import AnchorSettings, Arm, LoraSettings, R2D2Settings, Study, TrainSettings
 from refgeo.errors import ConfigError, NonFinite
 from refgeo.lm.adapters import merged
-from refgeo.lm.model import LanguageModel, load
+from refgeo.lm.load import load
+from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import last_logits
 from refgeo.training.loop import learning_rate, prepare, train
 

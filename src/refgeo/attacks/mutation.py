@@ -15,7 +15,8 @@ from refgeo.config.locations import locate
 from refgeo.config.model import ModelSettings
 from refgeo.errors import DataError
 from refgeo.lm.generate import complete
-from refgeo.lm.model import LanguageModel, load
+from refgeo.lm.load import load
+from refgeo.lm.model import LanguageModel
 
 _WORD = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*")
 WORDINGS = (

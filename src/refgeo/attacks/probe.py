@@ -18,7 +18,8 @@ from refgeo.attacks.objective import TargetLoss
 from refgeo.config.attack import ObjectiveSettings, ProbeSettings
 from refgeo.config.model import ModelSettings
 from refgeo.errors import ConfigError
-from refgeo.lm.model import LanguageModel, load
+from refgeo.lm.load import load
+from refgeo.lm.model import LanguageModel
 
 Score = Callable[[Sequence[int], Sequence[Sequence[int]]], Tensor]
 

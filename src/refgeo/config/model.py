@@ -47,11 +47,10 @@ class ModelSettings(Section):
         return () if given is False or given is None else given
 
 
-def parse_model(text: str, like: ModelSettings | None = None) -> ModelSettings:
+def parse_model(text: str) -> ModelSettings:
     """The settings behind ``path``, ``path@revision``, ``base+adapter`` or ``base@revision+adapter@revision``.
 
-    Everything else (dtype, device, template...) comes from ``like``. A path that exists is taken as it is, whatever signs it holds.
-    Raises ``ConfigError`` when a part is missing.
+    A path that exists is taken as it is, whatever signs it holds. Raises ``ConfigError`` when a part is missing.
     """
     parts = [text] if _exists(text) else _split(text)
     if len(parts) > 2:
@@ -67,8 +66,7 @@ def parse_model(text: str, like: ModelSettings | None = None) -> ModelSettings:
             raise ConfigError(f"'{name}' is a local folder and has no revision '{revision}'", fix="Leave out the part after @")
         found.append((name, revision or None))
     (path, revision_), (adapter, adapter_revision) = found[0], found[1] if len(found) == 2 else (None, None)
-    named = {"path": path, "revision": revision_, "adapter": adapter, "adapter_revision": adapter_revision}
-    return like.model_copy(update=named) if like is not None else ModelSettings(**named)  # type: ignore[arg-type]
+    return ModelSettings(path=path, revision=revision_, adapter=adapter, adapter_revision=adapter_revision)
 
 
 def _split(text: str) -> list[str]:

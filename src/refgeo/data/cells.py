@@ -12,10 +12,10 @@ T = TypeVar("T")
 Row = dict[str, Any]
 
 
-def text(row: Row, column: str, default: str = "") -> str:
-    """One cell as stripped text; absent and null cells give ``default``."""
+def text(row: Row, column: str) -> str:
+    """One cell as stripped text; absent and null cells are empty."""
     value = row.get(column)
-    return default if value is None or (isinstance(value, float) and value != value) else str(value).strip()
+    return "" if value is None or (isinstance(value, float) and value != value) else str(value).strip()
 
 
 def required(row: Row, column: str, name: str, part: Part) -> str:

@@ -18,8 +18,9 @@ from refgeo.config.load import dump_study, load_study
 from refgeo.config.model import ModelSettings, parse_model
 from refgeo.config.schema import Study
 from refgeo.errors import ConfigError
-from refgeo.lm.loading import resolved
-from refgeo.lm.model import LanguageModel, load, load_renderer
+from refgeo.lm.load import load, load_renderer
+from refgeo.lm.model import LanguageModel
+from refgeo.lm.origin import resolved
 from refgeo.study.measure import default_study
 from refgeo.study.run import absolute
 from refgeo.study.store import CONFIG

@@ -11,7 +11,7 @@ from refgeo.errors import ModelError
 from refgeo.judging.models import clip, digest
 from refgeo.judging.reader import Opinion, Template
 from refgeo.judging.verdict import Exchange, Label
-from refgeo.lm.generate import left_pad
+from refgeo.lm.batch import left_pad, places_of
 from refgeo.lm.model import LanguageModel
 
 YES_NO: Mapping[str, float] = {"yes": 1.0, "no": 0.0}
@@ -105,7 +105,7 @@ def answer_probabilities(
         chosen = order[:batch]
         try:
             ids, mask = left_pad([rows[index] for index in chosen], lm.pad_id, lm.device)
-            places = (mask.cumsum(dim=1) - 1).clamp(min=0)
+            places = places_of(mask)
             logits = lm.core(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False, logits_to_keep=1).logits[:, -1]
         except torch.OutOfMemoryError as error:
             if len(chosen) == 1:

@@ -10,8 +10,9 @@ from refgeo.config.judge import OneJudgeSettings
 from refgeo.config.locations import locate
 from refgeo.config.model import ModelSettings
 from refgeo.errors import ModelError
-from refgeo.lm.loading import adapter_config, origin, translated
-from refgeo.lm.model import LanguageModel, load, load_renderer
+from refgeo.lm.load import load, load_renderer
+from refgeo.lm.model import LanguageModel
+from refgeo.lm.origin import adapter_config, origin, translated
 
 OWN = "What is said of model.* holds for the judge's own settings here: judge.model, judge.refusal_model or judge.score_model"
 

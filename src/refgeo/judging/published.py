@@ -46,12 +46,12 @@ def harmbench(model: ModelSettings) -> Template:
 
 def strongreject() -> Template:
     """The prompt of the fine-tuned StrongREJECT scorer (2402.10260)."""
-    return _from_package("judgezoo", "strong_reject.py", "StrongRejectJudge", "SR_CLS_PROMPT")
+    return _from_judgezoo("StrongRejectJudge")
 
 
 def strongreject_rubric() -> Template:
     """The rubric of StrongREJECT (2402.10260, appendix) with its system message."""
-    return _from_package("judgezoo", "strong_reject.py", "StrongRejectRubricJudge", "SR_CLS_PROMPT", system="SR_SYS_PROMPT")
+    return _from_judgezoo("StrongRejectRubricJudge", system="SR_SYS_PROMPT")
 
 
 def xstest() -> Template:
@@ -70,9 +70,10 @@ def _model_card(model: ModelSettings) -> str | None:
         return None
 
 
-def _from_package(package: str, file: str, owner: str, name: str, system: str | None = None) -> Template:
-    first = None if system is None else _constant(package, file, owner, system)
-    return checked(_constant(package, file, owner, name), f"the package {package}", first)
+def _from_judgezoo(owner: str, system: str | None = None) -> Template:
+    place = ("judgezoo", "strong_reject.py", owner)
+    first = None if system is None else _constant(*place, system)
+    return checked(_constant(*place, "SR_CLS_PROMPT"), "the package judgezoo", first)
 
 
 def _constant(package: str, file: str, owner: str | None, name: str) -> str:

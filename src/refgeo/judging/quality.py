@@ -19,6 +19,8 @@ CANNED: Mapping[str, str] = {
 }
 """Replies that help nobody: what a judge gives for them is the floor of its scale."""
 
+RESAMPLES = 2000
+
 
 class Agreement(NamedTuple):
     """Share of equal answers and Cohen's kappa of two judges; ``left_out``: pairs in which one of them was unscored."""
@@ -46,7 +48,6 @@ def agreement(
     second: Sequence[Verdict | str],
     of: Literal["label", "refusal"] = "label",
     seed: int = 0,
-    resamples: int = 2000,
 ) -> Agreement:
     """How two judges agree on the same completions in the same order, with 95% intervals (Wilson; bootstrap over the pairs).
 
@@ -61,11 +62,11 @@ def agreement(
         raise ValueError("no completion was scored by both judges")
     names = sorted({name for pair in scored for name in pair})
     table = np.array([[names.index(left), names.index(right)] for left, right in scored])
-    draws = np.random.default_rng(seed).integers(0, len(table), (resamples, len(table)))
+    draws = np.random.default_rng(seed).integers(0, len(table), (RESAMPLES, len(table)))
     # One cross table per resample, counted at once.
     size = len(names) ** 2
-    cells = (table[:, 0] * len(names) + table[:, 1])[draws] + size * np.arange(resamples)[:, None]
-    counts = np.bincount(cells.ravel(), minlength=size * resamples).reshape(resamples, len(names), len(names))
+    cells = (table[:, 0] * len(names) + table[:, 1])[draws] + size * np.arange(RESAMPLES)[:, None]
+    counts = np.bincount(cells.ravel(), minlength=size * RESAMPLES).reshape(RESAMPLES, len(names), len(names))
     kappas = _kappas(counts)
     overall = kappa(table[:, 0], table[:, 1])
     return Agreement(

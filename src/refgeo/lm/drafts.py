@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import torch
 
+from refgeo.lm.batch import places_of, rows_per_pass
 from refgeo.lm.changes import Change, changing
 from refgeo.lm.chat import Rendered
 from refgeo.lm.generate import greedy
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import Site
 from refgeo.lm.resume import Trace, resumable, resuming, stream_index, trace
-from refgeo.lm.sizes import rows_per_pass
 
 LOGITS = 1 << 26
 """Most logits that one checking pass may hold."""
@@ -170,7 +170,7 @@ def _check(
 def _choices(lm: LanguageModel, traced: Trace, repeats: int, keep: int) -> torch.Tensor:
     """Greedy choices after each of the last ``keep`` tokens of every row, ``row pos``, on the CPU."""
     ids, mask = traced.ids.repeat(repeats, 1), traced.mask.repeat(repeats, 1)
-    places = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    places = places_of(mask)
     out = lm.core(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False, logits_to_keep=keep)
     choices: torch.Tensor = out.logits.argmax(dim=-1).cpu()
     return choices

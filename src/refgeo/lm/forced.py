@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from refgeo.lm.batch import places_of
 from refgeo.lm.changes import Change, changing
 from refgeo.lm.drafts import by_start, pieces, traced_chunks
 from refgeo.lm.model import LanguageModel
@@ -89,7 +90,7 @@ def _targets(completions: Sequence[Sequence[int]], chunk: Sequence[int], longest
 def _log_probs(lm: LanguageModel, traced: Trace, repeats: int, keep: int) -> Tensor:
     """Log-probabilities behind each of the last ``keep`` tokens, ``row pos vocab``, in float32 on the CPU."""
     ids, mask = traced.ids.repeat(repeats, 1), traced.mask.repeat(repeats, 1)
-    places = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    places = places_of(mask)
     out = lm.core(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False, logits_to_keep=keep + 1)
     scaled: Tensor = torch.log_softmax(out.logits[:, :-1].float(), dim=-1).cpu()
     return scaled

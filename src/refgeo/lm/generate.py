@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from refgeo.lm.batch import left_pad, places_of
 from refgeo.lm.cache import row_cache
 from refgeo.lm.chat import Rendered, check_length
 from refgeo.lm.model import LanguageModel
@@ -214,7 +215,7 @@ class _Writer:
         self.entering = [self.waiting.popleft() for _ in range(min(most, len(self.waiting)))]
         ids, mask = left_pad([self.rows[row] for row in self.entering], self.lm.pad_id, self.lm.device)
         context.enter(self.entering)
-        places = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        places = places_of(mask)
         ids, cache = self._choose(ids, mask, places, row_cache(self.lm.core.config), self.entering)
         return ids, mask, cache
 
@@ -237,14 +238,3 @@ class _Writer:
         if unused:
             self.cache.forget(unused)
             self.mask = self.mask[:, unused:]
-
-
-def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, both ``batch pos``, aligned at the right end."""
-    longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for index, row in enumerate(rows):
-        ids[index, longest - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[index, longest - len(row) :] = 1
-    return ids.to(device), mask.to(device)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from refgeo.config.locations import locate
-from refgeo.config.model import ModelSettings
 from refgeo.errors import ModelError
 from refgeo.lm.chat import ChatRenderer
-from refgeo.lm.loading import fold, origin, resolved, translated
 
 NO_LIMIT = 1 << 30
 """Context of a model whose configuration names none."""
@@ -100,64 +95,6 @@ class LanguageModel:
                 fix="Set model.chat_template to one that ends a reply with a special token",
             )
         return frozenset(int(token) for token in found)
-
-
-def load(settings: ModelSettings, checkpoint: Path | None = None, *, check: bool = True) -> LanguageModel:
-    """Load a model from a folder or a hub, in evaluation mode, with its adapter, if any, folded into the weights.
-
-    ``checkpoint`` is what training wrote at an anchor: an adapter to put on top, or a full set of weights to use instead. ``check``
-    proves that hooks on its residual stream work (``residual.self_check``); leave it out for models that only write.
-    Raises ``ModelError`` when path, chat template, adapter, memory or hooks are unusable.
-    """
-    settings = resolved(settings)
-    chat, _ = load_renderer(settings)
-    place = origin(settings.path, settings.revision, settings)
-    whole = checkpoint is not None and not (checkpoint / "adapter_config.json").exists()
-    adapters = [] if whole else [(settings.adapter, settings.adapter_revision), (str(checkpoint) if checkpoint is not None else None, None)]
-    mapped: dict[str, Any] = {} if settings.device_map is None else {"device_map": settings.device_map}
-    with translated(settings.path):
-        dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
-        net: Any = AutoModelForCausalLM.from_pretrained(str(checkpoint) if whole else place.path, dtype=dtype, **place.options, **mapped)
-        for adapter, revision in adapters:
-            if adapter is not None:
-                with quiet_peft():
-                    net = fold(net, adapter, revision, settings)
-        if settings.device_map is None:
-            net.to(resolve_device(settings.device))
-    lm = LanguageModel(net.eval().requires_grad_(False), chat.tokenizer, chat, settings.path)
-    if check:
-        from refgeo.lm.residual import self_check  # it needs the class above
-
-        self_check(lm)
-    return lm
-
-
-def load_renderer(settings: ModelSettings) -> tuple[ChatRenderer, int]:
-    """The chat renderer of a model and its context in tokens, without loading the weights. Raises ``ModelError``."""
-    settings = resolved(settings)
-    place = origin(settings.path, settings.revision, settings)
-    with translated(settings.path):
-        tokenizer = AutoTokenizer.from_pretrained(place.path, **place.options)
-        config = AutoConfig.from_pretrained(place.path, **place.options).get_text_config()
-    if settings.chat_template is not None:
-        template = locate(settings.chat_template) if "{" not in settings.chat_template else None
-        tokenizer.chat_template = template.read_text() if template is not None else settings.chat_template
-    return ChatRenderer(tokenizer, settings.system_prompt), int(getattr(config, "max_position_embeddings", NO_LIMIT))
-
-
-def resolve_device(name: str) -> torch.device:
-    """``auto`` becomes the GPU when there is one, else the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@contextmanager
-def quiet_peft() -> Iterator[None]:
-    """Silence one warning that no user can act on: PEFT 0.21 asks transformers 5 for a property under its old name."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated", category=FutureWarning)
-        yield
 
 
 @contextmanager

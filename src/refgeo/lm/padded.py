@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from refgeo.lm.generate import left_pad
+from refgeo.lm.batch import left_pad, places_of
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.trees import Kept, Pass, Place, Tree, prediction_rows
 
@@ -25,7 +25,7 @@ def keep(lm: LanguageModel, prompts: Sequence[Sequence[int]]) -> list[Kept]:
     ids, mask = left_pad(distinct, lm.pad_id, lm.device)
     cache = DynamicCache()
     with torch.no_grad():
-        lm.core(input_ids=ids, attention_mask=mask, position_ids=_places(mask), past_key_values=cache, logits_to_keep=1)
+        lm.core(input_ids=ids, attention_mask=mask, position_ids=places_of(mask), past_key_values=cache, logits_to_keep=1)
     layers: list[Any] = list(cache.layers)
     found: dict[tuple[int, ...], Kept] = {
         prompt: [(layer.keys[row, :, -len(prompt) :], layer.values[row, :, -len(prompt) :]) for layer in layers]
@@ -54,7 +54,7 @@ def padded(
         )
         ids = torch.tensor([[*trees[number].trunk, *trees[number].branches[index]] for number, index in members], device=lm.device)
         mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-        places = _places(mask)[:, -length:]
+        places = places_of(mask)[:, -length:]
         inputs: dict[str, Any] = {"input_ids": ids}
         if embeddings:
             inputs = {"inputs_embeds": lm.core.get_input_embeddings()(ids).detach().requires_grad_(True)}
@@ -94,7 +94,3 @@ def _cache(rows: Sequence[tuple[Kept, int]], lm: LanguageModel) -> tuple[Dynamic
                 values[row, :, width - visible :] = kept[layer][1][:, :visible]
         cache.update(keys, values, layer)
     return cache, mask
-
-
-def _places(mask: Tensor) -> Tensor:
-    return (mask.cumsum(dim=1) - 1).clamp(min=0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from refgeo.errors import ModelError
-from refgeo.lm.generate import left_pad
+from refgeo.lm.batch import left_pad, places_of
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import Site, editing, next_logits
 
@@ -143,7 +143,7 @@ def kept_logits(
     lm: LanguageModel, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"] | None, keep: int
 ) -> Float[Tensor, "batch kept vocab"]:
     """Logits after the last ``keep`` tokens of a left-padded batch; no mask means that nothing is padded."""
-    given = {} if mask is None else {"attention_mask": mask, "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
+    given = {} if mask is None else {"attention_mask": mask, "position_ids": places_of(mask)}
     logits: Tensor = lm.core(input_ids=ids, use_cache=False, logits_to_keep=keep, **given).logits
     return logits
 

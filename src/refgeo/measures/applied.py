@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refgeo.config.measures import GeometrySettings
+from refgeo.lm.batch import rows_per_pass
 from refgeo.lm.changes import Change, changing
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import Edit, block_at, editing, next_logits, side
 from refgeo.lm.resume import Trace, resumable, resuming, stream_index, trace
-from refgeo.lm.sizes import rows_per_pass
 from refgeo.measures.scan import kl_divergence, refusal_log_odds
 
 

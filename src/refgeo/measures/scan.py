@@ -41,9 +41,6 @@ class Scanned(NamedTuple):
     ablated_states: Float[Tensor, "cand harmful d_model"]
 
 
-Progress = Callable[[int, int, str], None] | None
-
-
 def scan(
     lm: LanguageModel,
     tried: Sequence[Trial | None],
@@ -52,7 +49,6 @@ def scan(
     layers: Sequence[int],
     refusal_tokens: Sequence[int],
     settings: GeometrySettings,
-    progress: Progress = None,
     completions: Sequence[Sequence[int]] = (),
 ) -> Scanned:
     """Ablate and add everything ``tried`` on the validation prompts ``harmful`` and ``safe`` (token ids up to the reply).
@@ -62,19 +58,10 @@ def scan(
     as ids, over whose first ``settings.kl_tokens`` tokens KL is averaged; without them only the first token's is known.
     """
     bench = Bench(lm, tried, harmful, safe, layers, refusal_tokens, settings, completions)
-    total = 2 * len(safe) + len(harmful)
-
-    def tell(done: int) -> None:
-        if progress is not None:
-            progress(done, total, "scan")
-
     everything = [index for index, trial in enumerate(tried) if trial is not None]
-    done = 0
     for measure, count in ((bench.divergence, len(safe)), (bench.addition, len(safe)), (bench.ablation, len(harmful))):
         for rows in bench.chunks(measure, range(count), everything):
             measure(rows, everything)
-            done += len(rows)
-            tell(done)
     return bench.result
 
 

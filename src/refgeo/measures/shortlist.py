@@ -11,7 +11,7 @@ import torch
 from refgeo.config.measures import GeometrySettings
 from refgeo.lm.model import LanguageModel
 from refgeo.measures.rules import Rule
-from refgeo.measures.scan import Bench, Progress, Scanned
+from refgeo.measures.scan import Bench, Scanned
 from refgeo.measures.selection import scores, select
 from refgeo.measures.trials import Trial
 
@@ -40,7 +40,6 @@ def shortlist(
     refusal_tokens: Sequence[int],
     settings: GeometrySettings,
     rule: Rule,
-    progress: Progress = None,
     completions: Sequence[Sequence[int]] = (),
 ) -> Shortlisted:
     """As ``scan``, for the selecting half (every other prompt) of what may still win, and for all prompts of the winner.
@@ -65,10 +64,6 @@ def shortlist(
         skipped.update({index: why for index, kept in zip(alive, keep, strict=True) if not kept})
         alive = [index for index, kept in zip(alive, keep, strict=True) if kept]
 
-    def tell(stage: int) -> None:
-        if progress is not None:
-            progress(stage, 4, "scan")
-
     spent = torch.zeros(len(tried), dtype=torch.float64)
     for rows in bench.chunks(bench.divergence, choosing[1], alive):
         if not alive:
@@ -76,7 +71,6 @@ def shortlist(
         bench.divergence(rows, alive)
         spent[alive] += bench.result.kl[alive][:, rows].sum(dim=1)
         drop((spent[alive] / len(choosing[1]) <= rule.max_kl + SLACK).tolist(), TOO_HIGH)
-    tell(1)
     if alive:
         for rows in bench.chunks(bench.addition, choosing[1], alive):
             bench.addition(rows, alive)
@@ -86,7 +80,6 @@ def shortlist(
         drop([not rule.induces_too_little(float(found.induced[index])) for index in alive], "induces too little refusal")
         bound = found.bound(rule)
         alive.sort(key=lambda index: -float(bound[index]))
-    tell(2)
     best = -math.inf
     measured: list[int] = []
     while alive:
@@ -100,12 +93,10 @@ def shortlist(
     for index, why in skipped.items():
         if why == TOO_HIGH:  # half a sum is no measurement
             bench.result.kl[index] = bench.result.kl_first[index] = torch.nan
-    tell(3)
     places = [-1 if trial is None else trial.layer for trial in tried]
     winner = select(scores(bench.result, *weights), rule, places, lm.depth).carrier
     if winner is not None:
         for measure, count in ((bench.divergence, len(safe)), (bench.addition, len(safe)), (bench.ablation, len(harmful))):
             for rows in bench.chunks(measure, range(1, count, 2), [winner]):
                 measure(rows, [winner])
-    tell(4)
     return Shortlisted(bench.result, skipped)

@@ -80,13 +80,13 @@ def top_energy(field: Float[Tensor, "row d_model"], k: int) -> float:
     return float(_top_energy(singular_values(field).square()[None], k))
 
 
-def normalize_rows(field: Float[Tensor, "row d_model"], zero: float = 0.0) -> Float[Tensor, "kept d_model"]:
-    """Rows at unit norm, so that a rank cannot merely measure norms; rows with a norm of at most ``zero`` are left out.
+def normalize_rows(field: Float[Tensor, "row d_model"]) -> Float[Tensor, "kept d_model"]:
+    """Rows at unit norm, so that a rank cannot merely measure norms; zero rows are left out.
 
     Raises ``EmptyField`` if none is left.
     """
     norms = field.double().norm(dim=-1)
-    kept = norms > zero
+    kept = norms > 0
     if not bool(kept.any()):
         raise EmptyField(f"All {len(field)} rows of the field are zero")
     rows: Tensor = field.double()[kept] / norms[kept, None]

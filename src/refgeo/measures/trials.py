@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refgeo.config.measures import GeometrySettings
+from refgeo.lm.batch import rows_per_pass
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import Edit, Edited, Site, block_at, editing, everywhere, side
 from refgeo.lm.resume import Trace, kept_logits, last_only, narrowable, resumable, resuming, stream_index, trace
-from refgeo.lm.sizes import rows_per_pass
 from refgeo.measures.directions import Candidates
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from refgeo.config.model import ModelSettings
 from refgeo.lm.generate import complete
-from refgeo.lm.model import LanguageModel, load
+from refgeo.lm.load import load
+from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import read
 from refgeo.pocket import names, requests
 from refgeo.pocket.corpus import random_note

@@ -141,12 +141,12 @@ class Muon(torch.optim.Optimizer):
                     weight.add_(update, alpha=-group["lr"] * scale)
 
 
-def orthogonalize(matrices: Float[Tensor, "matrix row column"], rounds: int = 5) -> Float[Tensor, "matrix row column"]:
+def orthogonalize(matrices: Float[Tensor, "matrix row column"]) -> Float[Tensor, "matrix row column"]:
     """Nearest semi-orthogonal matrix of each, approximately: the quintic Newton-Schulz iteration of Muon."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x: Tensor = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(rounds):
+    for _ in range(5):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
     return x.mT if tall else x

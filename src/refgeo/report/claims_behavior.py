@@ -69,14 +69,14 @@ def utility(arm: str, step: int) -> Cell:
     return Cell(arm, step, "audit", "helpfulness")
 
 
-def shut_anchor(evidence: Evidence, arm: str = "r2d2") -> int:
-    """The early anchor that stands for the shut regime: of those closed to the fixed attack the one that refuses most safe prompts;
+def shut_anchor(evidence: Evidence) -> int:
+    """R2D2's early anchor that stands for the shut regime: of those closed to the fixed attack the one that refuses most safe prompts;
     where none is closed, the one with the lowest fixed-source ASR. The earliest among equals."""
-    early = evidence.early(arm)
-    closed = [step for step in early if evidence.level(fixed(arm, step), "below", CLOSED, len(early)).verdict == "supported"]
+    early = evidence.early("r2d2")
+    closed = [step for step in early if evidence.level(fixed("r2d2", step), "below", CLOSED, len(early)).verdict == "supported"]
     if not closed:
-        return min(early, key=lambda step: evidence.value(fixed(arm, step)))
-    return max(closed, key=lambda step: evidence.value(overrefusal(arm, step)))
+        return min(early, key=lambda step: evidence.value(fixed("r2d2", step)))
+    return max(closed, key=lambda step: evidence.value(overrefusal("r2d2", step)))
 
 
 def attack_works(evidence: Evidence) -> Part:
@@ -207,12 +207,12 @@ def _c13(evidence: Evidence) -> list[Part]:
     ]
 
 
-def measured(evidence: Evidence, cell: Callable[[str, int], Cell], arm: str = "r2d2") -> list[int]:
-    """Steps, the start included, at which a kind of cell was measured for every seed."""
+def measured(evidence: Evidence, cell: Callable[[str, int], Cell]) -> list[int]:
+    """R2D2's steps, the start included, at which a kind of cell was measured for every seed."""
     found = []
-    for step in [0, *evidence.steps(arm)]:
+    for step in [0, *evidence.steps("r2d2")]:
         try:
-            evidence.value(cell(arm, step))
+            evidence.value(cell("r2d2", step))
         except Missing:
             continue
         found.append(step)

@@ -16,7 +16,8 @@ from torch import Tensor
 from refgeo.attacks.cases import load_cases
 from refgeo.config.schema import Study
 from refgeo.data.load import load_probes
-from refgeo.lm.model import LanguageModel, load
+from refgeo.lm.load import load
+from refgeo.lm.model import LanguageModel
 from refgeo.measures.projection import Attacked, Plane, measure_projection, plane
 from refgeo.measures.transfer import Source, measure_transfer
 from refgeo.study import layout

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from refgeo.config.schema import Study
-from refgeo.study.claims import RENEW_EVERY, Claim, this_process
 from refgeo.study.files import storing
 from refgeo.study.graph import Stage
 from refgeo.study.job import Ticket, encode
+from refgeo.study.locks import RENEW_EVERY, Lock, this_process
 from refgeo.study.schedule import Schedule
 from refgeo.study.store import LOGS, Store
 
@@ -140,7 +140,7 @@ class LocalExecutor:
         self._events: queue.SimpleQueue[tuple[Worker, Message]] = queue.SimpleQueue()
         self._workers: list[Worker | None] = [None] * len(self._environments)
 
-    def run(self, schedule: Schedule, screen: Screen, session: Claim) -> None:
+    def run(self, schedule: Schedule, screen: Screen, session: Lock) -> None:
         """Run until nothing can run any more; failures are in ``schedule.failed``. Workers are gone when this returns or raises."""
         looked = renewed = time.monotonic()
         announced = frozenset(schedule.done)

@@ -16,7 +16,7 @@ from refgeo.data.cells import plain
 from refgeo.data.download import download, file_name
 from refgeo.data.tables import load_hub
 from refgeo.errors import DataError, ModelError
-from refgeo.lm.loading import UNGATED
+from refgeo.lm.origin import UNGATED
 from refgeo.study.files import disk_full, filling, storing, write_text
 
 Progress = Callable[[int, int, str], None]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from refgeo.errors import StoreError
-from refgeo.study.claims import Owner, started_at, this_process
+from refgeo.study.locks import Owner, started_at, this_process
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 MARK = ".~"
@@ -85,6 +85,6 @@ def remove_leftovers(run: Path) -> None:
 
 
 def remove_leftovers_of(folder: Path) -> None:
-    """Remove every temporary sibling of ``folder``, whoever made it: for the process that holds the claim on it."""
+    """Remove every temporary sibling of ``folder``, whoever made it: for the process that holds the lock on it."""
     for path in folder.parent.glob(f".{folder.name}.*{MARK}*"):
         shutil.rmtree(path, ignore_errors=True)

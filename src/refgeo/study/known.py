@@ -23,7 +23,7 @@ from refgeo.data.load import load_audit, load_behaviors, load_chat, load_probes,
 from refgeo.data.rows import Behavior
 from refgeo.errors import ConfigError
 from refgeo.lm.flops import ForwardCost
-from refgeo.lm.model import load_renderer, quiet_peft
+from refgeo.lm.load import load_renderer, quiet_peft
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mistralai/Mistral-7B-v0.1": {

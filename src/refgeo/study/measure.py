@@ -27,39 +27,21 @@ def measuring_study(
     overrides: Sequence[str] = (),
     *,
     name: str = "measure",
-    start: str | None = None,
-    labels: Sequence[str] = (),
-    steps: Sequence[int] = (),
 ) -> Study:
     """A study of arm ``checkpoints`` over ``models``, each named as ``parse_model`` reads it.
 
-    ``start`` (the first model, unless named) is what the fixed cases are made against and what drift is measured from. ``labels`` and
-    ``steps`` are those of the other models, in order. Sets, judge and measures come from ``study`` (a preset, a YAML file or a run
-    folder; absent: ``default_study``); ``overrides`` come last. Raises ``ConfigError``.
+    The first is the start: what the fixed cases are made against and what drift is measured from. Sets, judge and measures come from
+    ``study`` (a preset, a YAML file or a run folder; absent: ``default_study``); ``overrides`` come last. Raises ``ConfigError``.
     """
-    first = models[0] if start is None and models else start
-    if first is None or first not in models:
-        raise ConfigError(
-            f"The start '{first}' is none of the {len(models)} models", expected=f"one of {', '.join(models) or 'some models'}"
-        )
-    others = list(models)
-    others.remove(first)
-    if not others:
-        raise ConfigError(
-            f"'{first}' has nothing to be compared with", expected="two models or more", fix="Name the start first, then others"
-        )
-    for what, given in (("labels", labels), ("steps", steps)):
-        if given and len(given) != len(others):
-            raise ConfigError(f"There are {len(given)} {what} for {len(others)} models after the start", expected="one for each of them")
+    if len(models) < 2:
+        given = f"'{models[0]}' has nothing to be compared with" if models else "No model is named"
+        raise ConfigError(given, expected="two models or more", fix="Name the start first, then others")
+    first, *others = models
     origin = default_study(first) if study is None else study
     source = str(Path(origin) / CONFIG) if Path(origin).is_dir() else origin
     begin = parse_model(first)
     changes = _model_changes(begin, load_study(source).model)
     listed: list[dict[str, object]] = [{"model": model} for model in others]
-    for entry, label in zip(listed, labels, strict=False):
-        entry["label"] = label
-    for entry, step in zip(listed, steps, strict=False):
-        entry["step"] = step
     whose = {"name": name, "train.arms": ["checkpoints"], "train.seeds": [0], "anchors": None, "checkpoints": listed}
     free = {"intervention.steps": None, "stress.steps": None}  # Steps of the other study are no anchors here.
     own = [f"{key}={json.dumps(value)}" for key, value in {**changes, **whose, **free}.items()]

@@ -13,7 +13,7 @@ import pandas as pd
 from refgeo.data.load import load_behaviors
 from refgeo.errors import StoreError
 from refgeo.judging import make_judge
-from refgeo.lm.model import load
+from refgeo.lm.load import load
 from refgeo.measures.string_transfer import Origin, Source, replay_strings
 from refgeo.study import layout
 from refgeo.study.job import Job

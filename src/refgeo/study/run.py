@@ -128,12 +128,12 @@ def rebuild_report(study: Study, run: Path, builder: str) -> Path:
     ticket = Ticket.of(graph, REPORT)
     done = store.done(graph)
     complete = all(name in done for name in ticket.stage.inputs)
-    claim = store.claim(ticket.stage)
-    if not claim.take():
+    lock = store.lock(ticket.stage)
+    if not lock.take():
         raise StoreError(f"Another process is making the report of '{run}'", fix="Wait for it")
     try:
         with store.publish(ticket.stage, ticket.fingerprint if complete else "unfinished", dict(ticket.inputs)) as folder:
             ticket.stage.resolve()(Job(store, study, ticket, folder, lambda done, total, note: None))
     finally:
-        claim.release()
+        lock.release()
     return report_folder(run) / "index.html"

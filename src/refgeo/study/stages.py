@@ -24,7 +24,8 @@ from refgeo.data.rows import Behavior
 from refgeo.errors import StoreError
 from refgeo.judging import make_judge
 from refgeo.judging.verdict import Judge
-from refgeo.lm.model import LanguageModel, load
+from refgeo.lm.load import load
+from refgeo.lm.model import LanguageModel
 from refgeo.measures.aware import carrier_term
 from refgeo.measures.behavior import evaluation_items, measure_behavior
 from refgeo.measures.drift import measure_drift

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from refgeo import __version__
 from refgeo.errors import StoreError
-from refgeo.study.claims import Claim, this_process
 from refgeo.study.files import MARK, filling, remove_leftovers, remove_leftovers_of, storing, write_text
 from refgeo.study.graph import Graph, Record, Stage
+from refgeo.study.locks import Lock, this_process
 
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
@@ -87,27 +87,27 @@ class Store:
             write_text(self.run / name, text)
 
     def tidy(self) -> None:
-        """Remove what dead processes left: temporary folders, claims, progress."""
+        """Remove what dead processes left: temporary folders, locks, progress."""
         remove_leftovers(self.run)
-        claims, reports = self.run / STATE / "claims", self.run / STATE / "progress"
-        for path in claims.glob("*.json"):
-            if Claim(path).owner() is None:
+        locks, reports = self.run / STATE / "locks", self.run / STATE / "progress"
+        for path in locks.glob("*.json"):
+            if Lock(path).owner() is None:
                 path.unlink(missing_ok=True)
         for path in reports.glob("*.json"):
-            if not (claims / path.name).exists():
+            if not (locks / path.name).exists():
                 path.unlink(missing_ok=True)
 
     @contextmanager
-    def session(self, config_digest: str) -> Iterator[Claim]:
+    def session(self, config_digest: str) -> Iterator[Lock]:
         """Hold the folder for one configuration: others may join with the same one. Raises ``StoreError`` when one works with another."""
         sessions = self.run / STATE / "sessions"
-        mine = Claim(sessions / f"{this_process().tag}.json")
+        mine = Lock(sessions / f"{this_process().tag}.json")
         with storing(self.run):
             mine.take(config=config_digest)
         try:
             for other in sorted(sessions.glob("*.json")):
-                claim = Claim(other)
-                owner, content = claim.owner(), claim.read()
+                lock = Lock(other)
+                owner, content = lock.owner(), lock.read()
                 if owner is None:
                     other.unlink(missing_ok=True)
                 elif content is not None and content.get("config") != config_digest:
@@ -119,14 +119,14 @@ class Store:
         finally:
             mine.release()
 
-    def claim(self, stage: Stage) -> Claim:
-        """The claim on a stage."""
-        return Claim(self.run / STATE / "claims" / f"{flat(stage.id)}.json")
+    def lock(self, stage: Stage) -> Lock:
+        """The lock of a stage."""
+        return Lock(self.run / STATE / "locks" / f"{flat(stage.id)}.json")
 
     def busy(self, stages: Iterable[Stage]) -> set[str]:
         """Ids of the stages that a living process works on."""
-        claimed = {path.stem for path in (self.run / STATE / "claims").glob("*.json")}
-        return {stage.id for stage in stages if flat(stage.id) in claimed and self.claim(stage).owner() is not None}
+        locked = {path.stem for path in (self.run / STATE / "locks").glob("*.json")}
+        return {stage.id for stage in stages if flat(stage.id) in locked and self.lock(stage).owner() is not None}
 
     def log(self, stage: Stage) -> Path:
         """What a stage printed."""

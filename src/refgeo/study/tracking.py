@@ -21,10 +21,10 @@ import pandas as pd
 from refgeo.config.schema import Study
 from refgeo.errors import ConfigError
 from refgeo.study import layout
-from refgeo.study.claims import this_process
 from refgeo.study.executors import Screen
 from refgeo.study.files import storing
 from refgeo.study.graph import Stage
+from refgeo.study.locks import this_process
 from refgeo.study.schedule import Schedule
 from refgeo.study.store import LOGS, Store, now
 

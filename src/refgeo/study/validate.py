@@ -21,7 +21,7 @@ from refgeo.errors import ConfigError, DataError
 from refgeo.judging import make_judge
 from refgeo.judging.models import check_models
 from refgeo.lm.chat import ChatRenderer, check_length
-from refgeo.lm.model import load_renderer
+from refgeo.lm.load import load_renderer
 
 
 def validate(study: Study) -> None:

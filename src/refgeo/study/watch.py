@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from refgeo.config.schema import Study
-from refgeo.study.claims import Claim
+from refgeo.study.locks import Lock
 from refgeo.study.run import open_study
 from refgeo.study.store import STATE, Store
 from refgeo.study.tables import anchor_table, number_table, work_table
@@ -44,7 +44,7 @@ def look(study: Study, run: Path, builder: str) -> Look:
 
 def at_work(store: Store) -> bool:
     """Whether a living process works in the folder, also between two stages."""
-    return any(Claim(path).owner() is not None for path in sorted((store.run / STATE / "sessions").glob("*.json")))
+    return any(Lock(path).owner() is not None for path in sorted((store.run / STATE / "sessions").glob("*.json")))
 
 
 def watch(console: Console, see: Callable[[], Look], patient: bool, sleep: Callable[[float], None] = time.sleep) -> None:

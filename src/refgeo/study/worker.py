@@ -22,9 +22,9 @@ from safetensors import SafetensorError
 
 from refgeo.config.schema import Study
 from refgeo.errors import RefgeoError
-from refgeo.study.claims import RENEW_EVERY, Claim
 from refgeo.study.files import disk_full, storing
 from refgeo.study.job import Job, Ticket, encode
+from refgeo.study.locks import RENEW_EVERY, Lock
 from refgeo.study.memory import memory_told
 from refgeo.study.progress import Reporter
 from refgeo.study.store import Store
@@ -63,17 +63,17 @@ def serve(store: Store, study: Study, ticket: Ticket, replies: TextIO) -> None:
         replies.write(encode({"event": event, "id": name, **more}))
         replies.flush()
 
-    claim = store.claim(ticket.stage)
+    lock = store.lock(ticket.stage)
     stop = threading.Event()
     message = None
     try:
         with storing(store.run):
-            if not claim.take():
+            if not lock.take():
                 reply("busy")
                 return
             _send_output_to(store.log(ticket.stage))
             reporter = Reporter(store.progress(ticket.stage))
-        threading.Thread(target=_renew, args=(claim, stop), daemon=True).start()
+        threading.Thread(target=_renew, args=(lock, stop), daemon=True).start()
         try:
             run(store, study, ticket, reporter, made=lambda product: reply("made", product=product))
         finally:
@@ -86,7 +86,7 @@ def serve(store: Store, study: Study, ticket: Ticket, replies: TextIO) -> None:
         message = str(disk_full(OSError(errno.ENOSPC, str(error)), store.run))
     finally:
         stop.set()
-        claim.release()
+        lock.release()
     _drop_if_empty(store.log(ticket.stage))
     if message is None:
         reply("done")
@@ -105,9 +105,9 @@ def run(store: Store, study: Study, ticket: Ticket, reporter: Reporter, made: Ca
         function(Job(store, study, ticket, folder, reporter, made))
 
 
-def _renew(claim: Claim, stop: threading.Event) -> None:
+def _renew(lock: Lock, stop: threading.Event) -> None:
     while not stop.wait(RENEW_EVERY):
-        claim.renew()
+        lock.renew()
 
 
 def _send_output_to(log: Path) -> None:

@@ -20,7 +20,8 @@ from refgeo.config.schema import Arm, Study, TrainSettings
 from refgeo.data.load import load_behaviors, load_chat
 from refgeo.errors import ConfigError, NonFinite
 from refgeo.lm.adapters import merged
-from refgeo.lm.model import LanguageModel, load, quiet_peft
+from refgeo.lm.load import load, quiet_peft
+from refgeo.lm.model import LanguageModel
 from refgeo.lm.packed import packing
 from refgeo.training.batches import CleanBatches
 from refgeo.training.checkpoint import resume, save, trainable, write_weights

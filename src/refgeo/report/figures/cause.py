@@ -17,12 +17,6 @@ from refgeo.report.tables import Tables, arm_name, arm_order, estimates
 from refgeo.statistics import Interval, exact
 
 KINDS = {"ablate_single": "Removing the direction", "ablate_topk": "Removing the top-k subspace", "add": "Adding the direction"}
-METRICS = (
-    ("fixed", "asr_fixed", "fixed-source ASR"),
-    ("direct", "any_refusal", "refusal of direct requests"),
-    ("xstest_safe", "any_refusal_safe", "refusal of safe prompts"),
-    ("audit", "utility_mean", "benign utility (0 to 2)"),
-)
 MISPLACED = {"wrong_layer": "triangle-up-open", "wrong_position": "square-open", "shuffled": "x-thin-open", "harmless": "cross-thin-open"}
 Cell = tuple[str, int, int]
 
@@ -78,7 +72,7 @@ def effects(tables: Tables) -> list[Panel]:
     whole = table[(table["subset"] == "all") & table["value"].notna()]
     panels = []
     for group, chosen in _kinds(whole):
-        for set_name, metric, words in METRICS:
+        for set_name, metric, words in doses.CURVES:
             rows = chosen[(chosen["set"] == set_name) & chosen["metric"].isin([metric, f"{metric}_delta"])]
             base = whole[(whole["intervention"] == "baseline") & (whole["set"] == set_name) & (whole["metric"] == metric)]
             if rows.empty or base.empty:

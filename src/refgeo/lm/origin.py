@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,7 +15,6 @@ from urllib.request import getproxies
 import torch
 from huggingface_hub import constants
 from huggingface_hub import errors as hub
-from peft import PeftModel
 from transformers.utils.hub import cached_file
 
 from refgeo.config.locations import OFFLINE, locate
@@ -106,42 +104,6 @@ def _file(place: Origin, name: str) -> str | None:
         return str(local) if local.is_file() else None
     found: str | None = cached_file(place.path, name, revision=place.options.get("revision"), _raise_exceptions_for_missing_entries=False)
     return found
-
-
-def fold(net: Any, adapter: str, revision: str | None, settings: ModelSettings) -> Any:
-    """``net`` with a PEFT adapter folded into its weights.
-
-    Raises ``ModelError`` when the adapter is missing, is of a kind that cannot be folded, or was made for a model of other shapes or
-    with other layers. Warns when its base has another name but the same shapes, which a copy of that base has as well.
-    """
-    place = origin(adapter, revision, settings)
-    with translated(adapter, "adapter"):
-        found = adapter_config(place)
-    if found is None:
-        raise ModelError(f"'{adapter}' is no PEFT adapter", expected="a folder or hub id with an adapter_config.json")
-    base, options = str(found.get("base_model_name_or_path")), {key: value for key, value in place.options.items() if key == "revision"}
-    if found.get("peft_type") in {"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "CPT"}:
-        raise ModelError(f"The adapter '{adapter}' is no change of weights ({found['peft_type']})", expected="LoRA or another one that is")
-    if locate(base) is None and locate(settings.path) is None and "/" in base and base.lower() != settings.path.lower():
-        warnings.warn(f"The adapter '{adapter}' was made for '{base}' and is put on '{settings.path}'; their shapes agree", stacklevel=3)
-    with translated(adapter, "adapter"), warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
-        try:
-            return PeftModel.from_pretrained(net, place.path, **options).merge_and_unload()
-        except torch.OutOfMemoryError:
-            raise
-        except (ValueError, RuntimeError, KeyError, UserWarning) as error:
-            raise ModelError(
-                f"The adapter '{adapter}' does not fit '{settings.path}': {_telling(str(error))}",
-                expected=f"its own base, '{base}' (base_model_name_or_path in its adapter_config.json)",
-                fix=f"Set model.path to '{base}', or name an adapter that was trained on '{settings.path}'",
-            ) from error
-
-
-def _telling(message: str) -> str:
-    """The line of a long message that names the first tensor in question."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return next((line for line in lines if "size mismatch" in line), lines[0] if lines else "no reason given")[:300]
 
 
 @contextmanager

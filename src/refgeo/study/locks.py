@@ -1,4 +1,4 @@
-"""Who is working on what: claim files that two processes can share and that a dead owner leaves behind without harm."""
+"""Who is working on what: lock files that two processes can share and that a dead owner leaves behind without harm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 UNATTENDED = 120.0
-"""Seconds after which a claim of another machine that nobody renews counts as abandoned."""
+"""Seconds after which a lock of another machine that nobody renews counts as abandoned."""
 RENEW_EVERY = 15.0
 """Seconds between renewals."""
 
@@ -61,8 +61,8 @@ def started_at(pid: int) -> int | None:
     return 0
 
 
-class Claim:
-    """A claim file: created by one process, readable by all, void as soon as its owner is dead."""
+class Lock:
+    """A lock file: created by one process, readable by all, void as soon as its owner is dead."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -78,7 +78,7 @@ class Claim:
         return self._create(note)
 
     def owner(self) -> Owner | None:
-        """The living owner; None when the claim is free or its owner is dead."""
+        """The living owner; None when the lock is free or its owner is dead."""
         content = self.read()
         if content is None:
             # Either nobody, or somebody between creating the file and writing into it.
@@ -89,7 +89,7 @@ class Claim:
         return owner if self._age() < UNATTENDED else None
 
     def read(self) -> dict[str, object] | None:
-        """Owner and note as stored; None when there is no readable claim."""
+        """Owner and note as stored; None when there is no readable lock."""
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -102,7 +102,7 @@ class Claim:
             os.utime(self.path)
 
     def release(self) -> None:
-        """Give the claim up, if it is this process's."""
+        """Give the lock up, if it is this process's."""
         if self.owner() == this_process():
             self.path.unlink(missing_ok=True)
 
@@ -116,16 +116,16 @@ class Claim:
         return True
 
     def _bury(self) -> None:
-        """Remove a dead owner's claim. Moved aside first: of two processes that see the dead one, one removes it."""
+        """Remove a dead owner's lock. Moved aside first: of two processes that see the dead one, one removes it."""
         aside = self.path.with_name(f"{self.path.name}.{this_process().tag}")
         try:
             self.path.rename(aside)
         except FileNotFoundError:
             return
-        moved = Claim(aside)
+        moved = Lock(aside)
         if moved.owner() is None:
             aside.unlink(missing_ok=True)
-        else:  # Another process was faster and its new claim was moved: put it back.
+        else:  # Another process was faster and its new lock was moved: put it back.
             with suppress(OSError):
                 os.link(aside, self.path)
             aside.unlink(missing_ok=True)
