@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from refgeo.cli.common import app, quiet_libraries
+from refgeo.cli.common import app, interruptible, quiet_libraries
 from refgeo.cli.studies import RunFolder, run_folder
 
 if TYPE_CHECKING:
@@ -61,20 +63,26 @@ def figures(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the files go.")],
     kind: Annotated[Format, typer.Option("--format", help="Format of the figures.")] = Format.PDF,
     dark: Annotated[bool, typer.Option("--dark", help="The dark colors of the page.")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="NAME", help="Only figures whose name begins so; may be given several times.")
+    ] = None,
 ) -> None:
     """Write every figure of the report as a file for a paper, the captions, and the tables as CSV, Parquet and LaTeX.
 
-    Needs kaleido (pip install 'refgeo[figures]') and Chrome or Chromium for the figures; the tables are written all the same.
+    Needs kaleido (pip install 'refgeo[figures]') and Chrome or Chromium for the figures; the tables are written all the same. A browser
+    that is not found by itself is named by BROWSER_PATH. Ctrl-C keeps what is drawn.
     """
     from refgeo.report.static import fresh_report, write_figures, write_tables
 
     quiet_libraries()
     chosen, folder = run_folder(run)
     console = Console(highlight=False)
-    with fresh_report(folder, chosen) as report:
+    with _working("reading the run") as told, fresh_report(folder, chosen) as report:
+        told(0, 0, "writing tables")
         tables = write_tables(report, folder, chosen, output)
         console.print(f"{len(tables)} tables in {output / 'tables'}", markup=False, soft_wrap=True)
-        found = write_figures(report, output, kind.value, dark)
+        told(0, 0, "starting the browser")
+        found = write_figures(report, output, kind.value, dark, only or (), lambda done, total: told(done, total, "drawing figures"))
     console.print(f"{len(found)} figures in {output}; what they show is in {output / 'captions.md'}", markup=False, soft_wrap=True)
 
 
@@ -91,9 +99,26 @@ def export_inspect(
 
     quiet_libraries()
     chosen, folder = run_folder(run)
-    found = export(folder, chosen, output)
+    with _working("reading the run") as told:
+        found = export(folder, chosen, output, lambda done, total: told(done, total, "writing logs"))
     console = Console(highlight=False)
     console.print(f"{len(found)} logs in {output}. Look at them with: inspect view start --log-dir {output}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _working(first: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar while a terminal looks on; a total of 0 is not known. Exits with code 130 when interrupted."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    errors = Console(stderr=True, highlight=False)
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        with interruptible(), Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+            task = bar.add_task(first, total=None)
+            yield lambda done, total, note: bar.update(task, completed=done, total=total or None, description=note)
+    except KeyboardInterrupt:
+        errors.print("Stopped. What was written stays.", markup=False)
+        raise typer.Exit(130) from None
 
 
 def _tell_making(console: Console, found: Difference) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -60,18 +60,22 @@ class _Inspect(NamedTuple):
     scorer: ModuleType
 
 
-def export(run: Path, study: Study, out: Path) -> list[Path]:
+def export(run: Path, study: Study, out: Path, progress: Callable[[int, int], None] | None = None) -> list[Path]:
     """Write every judged completion of behavior and stress under ``out``, one ``.eval`` per anchor and set; returns the files.
 
     Scores (0 or 1, StrongREJECT between, helpfulness 0 to 2) carry the judge's own words; what a judge could not score is unscored. The
-    metrics of a log are those of the run's tables, with interval and n. Raises ``ConfigError`` when inspect-ai is missing.
+    metrics of a log are those of the run's tables, with interval and n. ``progress(done, total)`` counts the anchors' measures. Raises
+    ``ConfigError`` when inspect-ai is missing.
     """
     library = _library()
     tables = collect(anchors(run, study))
     digest = protocol_hash(stage_records(run))
     out.mkdir(parents=True, exist_ok=True)
     files = []
-    for anchor, measure in _measured(anchors(run, study)):
+    measured = list(_measured(anchors(run, study)))
+    for done, (anchor, measure) in enumerate(measured):
+        if progress is not None:
+            progress(done, len(measured))
         transcripts = read_transcripts(anchor.part(measure))
         made = json.loads((anchor.part(measure) / STAGE).read_text(encoding="utf-8")) if (anchor.part(measure) / STAGE).is_file() else {}
         table = full_budget(tables.stress) if measure == "stress" else tables.behavior

@@ -8,20 +8,20 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html.parser import HTMLParser
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from refgeo.config.schema import Study
-from refgeo.errors import ConfigError, StoreError
+from refgeo.errors import ConfigError
 from refgeo.report.build import INDEX, build_report
 from refgeo.report.claims import CLAIMS
 from refgeo.report.claims_added import load_claims
+from refgeo.report.drawing import Drawer, Drawing
 from refgeo.report.figures.style import PALETTE
 from refgeo.report.latex import behavior_table, ledger_table, stress_table
 from refgeo.report.tables import collect
@@ -30,18 +30,24 @@ from refgeo.study.layout import anchors
 WIDTHS = {False: 520, True: 960}
 """Pixels of a figure, and of one that takes the whole width of the page."""
 SCALE = {"png": 3}
-INSTALL = "Install it with: pip install 'refgeo[figures]'; the tables need neither kaleido nor Chrome"
-CHROME = "Install Chrome or Chromium, or set BROWSER_PATH to its program; the tables need neither"
+_SIGNED = re.compile(r"[+\u2212](?=\d)")
+HEADINGS = ("h2", "h3", "h4", "h5")
 
 
 class Figure(NamedTuple):
-    """One figure of the page: the name of its file, its words, and what plotly draws (light colors)."""
+    """One figure of the page: the name of its file, its words, what plotly draws (light colors), and where on the page it stands."""
 
     name: str
     title: str
     caption: str
     spec: dict[str, Any]
     wide: bool
+    place: str = ""
+
+    @property
+    def words(self) -> str:
+        """What a caption says: ``Adding the direction, strength −1. Benign utility. Line: ...``."""
+        return " ".join(part if part.endswith(".") else f"{part}." for part in (self.place, self.title, self.caption) if part)
 
 
 @contextmanager
@@ -52,29 +58,48 @@ def fresh_report(run: Path, study: Study) -> Iterator[Path]:
         yield Path(place)
 
 
-def write_figures(report: Path, out: Path, kind: str, dark: bool = False) -> list[Path]:
-    """Draw every figure of a report's folder as ``out/<name>.<kind>`` (pdf, svg or png), and write ``out/captions.md``.
+def write_figures(
+    report: Path,
+    out: Path,
+    kind: str,
+    dark: bool = False,
+    only: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Draw the figures of a report's folder as ``out/<name>.<kind>`` (pdf, svg or png); ``out/captions.md`` says what they show.
 
-    The background is white, or the page's own where ``dark``. Returns the files. Raises ``ConfigError`` when kaleido or Chrome is missing
-    (nothing is written then) and ``StoreError`` when a figure was not drawn.
+    The background is white, or the page's own where ``dark``. ``only``: figures whose name begins with one of these words, instead of
+    all. ``progress(done, total)`` is called when a figure is done; its file is whole by then. Returns the files. Raises ``ConfigError``
+    when kaleido or Chrome is missing, or no name begins so (nothing is written then), and ``StoreError`` when figures were not drawn.
     """
-    draw = _drawer()
-    found = figures((report / INDEX).read_text(encoding="utf-8"))
+    drawer = Drawer()
+    every = figures((report / INDEX).read_text(encoding="utf-8"))
+    found = chosen(every, only)
     out.mkdir(parents=True, exist_ok=True)
     files = [out / f"{one.name}.{kind}" for one in found]
-    specs = []
+    drawings = []
     for one, file in zip(found, files, strict=True):
-        colored = recolored(one.spec, dark)
-        colored["layout"] |= {"paper_bgcolor": PALETTE["paper"][1] if dark else "#ffffff"}
-        size = {"width": WIDTHS[one.wide], "height": int(colored["layout"].get("height", 260)), "scale": SCALE.get(kind, 1)}
-        specs.append({"fig": colored, "path": file, "opts": {"format": kind, **size}})
-    draw(specs)
-    absent = [file.name for file in files if not file.is_file()]
-    if absent:
-        raise StoreError(f"{len(absent)} of {len(files)} figures were not drawn, the first is {absent[0]}", fix="Run the command again")
-    lines = [f"- **{file.name}**: {' '.join(f'{one.title}. {one.caption}'.split())}" for one, file in zip(found, files, strict=True)]
-    (out / "captions.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        spec = recolored(one.spec, dark)
+        spec["layout"] = roomy(spec["layout"]) | {"paper_bgcolor": PALETTE["paper"][1] if dark else "#ffffff"}
+        size = {"width": WIDTHS[one.wide], "height": int(spec["layout"].get("height", 260)), "scale": SCALE.get(kind, 1)}
+        drawings.append(Drawing(file, spec, {"format": kind, **size}))
+    try:
+        drawer.draw(drawings, progress)
+    finally:
+        there = {file.stem for file in out.glob(f"*.{kind}")}
+        lines = [f"- **{one.name}.{kind}**: {one.words}\n" for one in every if one.name in there]
+        if lines:
+            (out / "captions.md").write_text("".join(lines), encoding="utf-8")
     return files
+
+
+def chosen(found: Sequence[Figure], only: Sequence[str]) -> list[Figure]:
+    """The figures whose name begins with one of these words; all without any. Raises ``ConfigError`` for a word that begins none."""
+    for word in only:
+        if not any(one.name.startswith(word) for one in found):
+            known = ", ".join(dict.fromkeys(one.name.split("-")[0] for one in found))
+            raise ConfigError(f"No figure of this report has a name that begins with '{word}'", fix=f"Names begin with one of: {known}")
+    return [one for one in found if not only or one.name.startswith(tuple(only))]
 
 
 def write_tables(report: Path, run: Path, study: Study, out: Path) -> list[Path]:
@@ -109,12 +134,12 @@ def figures(page: str) -> list[Figure]:
     specs = json.loads(reader.data)
     taken: set[str] = set()
     found = []
-    for place, title, caption, wide in reader.shown:
-        plain = slug(title)
-        name = place if plain in place else f"{place.split('-')[0]}-{plain}"
-        unique = next(one for one in _numbered(name) if one not in taken)
+    for name, title, caption, wide, place in reader.shown:
+        words = slug(f"{place} {title}" if _SIGNED.search(place) else title)
+        told = name if words in name else f"{name.split('-')[0]}-{words}"
+        unique = next(one for one in _numbered(told) if one not in taken)
         taken.add(unique)
-        found.append(Figure(unique, title, caption, specs[place], wide))
+        found.append(Figure(unique, title, caption, specs[name], wide, place))
     return found
 
 
@@ -132,9 +157,16 @@ def recolored(spec: dict[str, Any], dark: bool) -> dict[str, Any]:
     return {key: walk(value) for key, value in spec.items()}
 
 
+def roomy(layout: Mapping[str, Any]) -> dict[str, Any]:
+    """The same layout with margins that grow where the words of an axis are wider than on the page; fonts differ between machines."""
+    axes = {name: {**value, "automargin": True} for name, value in layout.items() if re.fullmatch(r"[xy]axis\d*", name)}
+    return {**layout, **axes}
+
+
 def slug(text: str) -> str:
-    """``R2D2, step 50`` -> ``r2d2-step-50``: what a file name can hold anywhere."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "figure"
+    """``R2D2, strength −1`` -> ``r2d2-strength-minus-1``: what a file name can hold anywhere."""
+    signed = _SIGNED.sub(lambda sign: " plus " if sign.group() == "+" else " minus ", text)
+    return re.sub(r"[^a-z0-9]+", "-", signed.lower()).strip("-") or "figure"
 
 
 def _numbered(name: str) -> Iterator[str]:
@@ -145,35 +177,20 @@ def _numbered(name: str) -> Iterator[str]:
         number += 1
 
 
-def _drawer() -> Callable[[Sequence[dict[str, Any]]], None]:
-    """What draws figures into files in one session of the browser. Raises ``ConfigError`` for what is not installed."""
-    try:
-        kaleido = import_module("kaleido")
-        errors = import_module("kaleido.errors")
-    except ImportError as error:
-        raise ConfigError(f"Static figures need kaleido 1 or later, which cannot be imported ({error})", fix=INSTALL) from error
-    # Formulas would make the browser ask the network for MathJax; no figure has one.
-    page = kaleido.PageGenerator(mathjax=False)
-
-    def draw(specs: Sequence[dict[str, Any]]) -> None:
-        try:
-            kaleido.write_fig_from_object_sync(list(specs), kopts={"page_generator": page})
-        except errors.ChromeNotFoundError as error:
-            raise ConfigError("Static figures need Chrome or Chromium, and none was found", fix=CHROME) from error
-
-    return draw
-
-
 class _Page(HTMLParser):
-    """The panels of a page: the name of each figure, its title and caption, and whether it is wide; ``data``: what plotly draws."""
+    """The panels of a page: name, title, caption, whether it is wide, and its place; ``data``: what plotly draws.
+
+    The place is what a reader of the page sees around a panel: the heading of a group of smaller panels, and the step and the seed.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
-        self.shown: list[tuple[str, str, str, bool]] = []
+        self.shown: list[tuple[str, str, str, bool, str]] = []
         self.data = "{}"
-        self._wide = self._captioned = self._reading = False
+        self._wide = self._inside = self._captioned = self._reading = self._grouped = False
         self._where = ""
-        self._words = {"title": "", "caption": ""}
+        self._told: list[str] = []
+        self._words = {"title": "", "caption": "", "group": ""}
         self.feed(text)
         self.close()
 
@@ -181,25 +198,34 @@ class _Page(HTMLParser):
         """Note where the words belong; a figure's own element comes after its caption."""
         told = dict(attrs)
         if tag == "figure":
-            self._wide, self._words = "wide" in (told.get("class") or "").split(), {"title": "", "caption": ""}
+            self._inside, self._wide = True, "wide" in (told.get("class") or "").split()
+            self._words |= {"title": "", "caption": ""}
+            self._told = [f"{word} {value}" for word in ("step", "seed") if (value := told.get(f"data-{word}"))]
         elif tag == "figcaption":
             self._captioned = True
-        elif self._captioned and tag in ("h2", "h3", "h4", "h5"):
-            self._where = "title"
+        elif self._captioned and tag in HEADINGS:
+            self._where, self._grouped = "title", tag == "h4"
         elif self._captioned and tag == "p":
             self._where = "caption"
+        elif not self._inside and (tag in HEADINGS or tag == "summary"):
+            self._where, self._words["group"] = "group", ""
         elif tag == "script":
             self._reading = told.get("id") == "figures"
         name = told.get("data-figure")
         if name:
-            self.shown.append((name, self._words["title"].strip(), self._words["caption"].strip(), self._wide))
+            title = self._words["title"].strip()
+            group = self._words["group"].strip() if self._grouped else ""
+            place = ", ".join(part for part in (group, *(one for one in self._told if one not in title)) if part)
+            self.shown.append((name, title, self._words["caption"].strip(), self._wide, place))
 
     def handle_endtag(self, tag: str) -> None:
         """Words outside of a caption are none of a figure's."""
-        if tag in ("h2", "h3", "h4", "h5", "p"):
+        if tag in HEADINGS or tag in ("p", "summary"):
             self._where = ""
         elif tag == "figcaption":
             self._captioned = False
+        elif tag == "figure":
+            self._inside = False
         elif tag == "script":
             self._reading = False
 
@@ -207,5 +233,5 @@ class _Page(HTMLParser):
         """Collect."""
         if self._reading:
             self.data = data
-        elif self._captioned and self._where:
+        elif self._where:
             self._words[self._where] += data
