@@ -116,7 +116,7 @@ def test_weights_of_a_checkpoint_replace_the_model(tiny_model_dir: Path, tiny_lm
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"nowhere.* does not exist\. Set model\.path"):
+    with pytest.raises(ModelError, match=r"nowhere.* does not exist\. Name a folder"):
         load(ModelSettings(path=str(tmp_path / "nowhere")))
 
 
