@@ -121,8 +121,13 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"holds no model\. Expected config\.json"):
+        load(ModelSettings(path=str(tmp_path)))
+    (tmp_path / "config.json").write_text("no JSON")
     with pytest.raises(ModelError, match="Cannot load model"):
         load(ModelSettings(path=str(tmp_path)))
+    with pytest.raises(ModelError, match=r"config\.json' is a file, not a model folder"):
+        load(ModelSettings(path=str(tmp_path / "config.json")))
 
 
 def test_a_model_without_a_chat_template_says_what_to_set(tiny_model_dir: Path, tiny_lm: LanguageModel, tmp_path: Path) -> None:

@@ -109,6 +109,12 @@ def test_what_the_system_refuses_is_said_plainly(tmp_path: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "run"))
 
 
+def test_a_temporary_name_is_not_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StoreError, match=r"file/run' cannot be written: Not a directory"), filling(tmp_path / "file" / "run"):
+        raise AssertionError("It cannot be filled")
+
+
 def test_a_stage_that_misses_a_file_is_no_matter_of_storage(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), filling(tmp_path / "stage"):
         (tmp_path / "absent").read_text()

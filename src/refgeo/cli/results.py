@@ -39,6 +39,8 @@ def diff(
 ) -> None:
     """Say how two runs differ: in settings, data, versions and stages, and in the numbers that moved beyond their intervals.
 
+    Example: refgeo diff runs/a runs/b
+
     It informs: the exit code is 0 whatever differs.
     """
     from refgeo.report.diff import diff as compare
@@ -64,6 +66,8 @@ def figures(
 ) -> None:
     """Write every figure of the report as a file for a paper, the captions, and the tables as CSV, Parquet and LaTeX.
 
+    Example: refgeo figures runs/pocket -o figures --format svg
+
     Needs kaleido (pip install 'refgeo[figures]') and Chrome or Chromium for the figures; the tables are written all the same.
     """
     from refgeo.report.static import fresh_report, write_figures, write_tables
@@ -84,6 +88,8 @@ def export_inspect(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Log folder: inspect view start --log-dir DIR.")],
 ) -> None:
     """Write the judged completions as logs of Inspect, one per anchor and set, for 'inspect view'.
+
+    Example: refgeo export-inspect runs/pocket -o logs
 
     The logs hold every completion, whatever report.transcripts says. Needs inspect-ai (pip install 'refgeo[inspect]').
     """

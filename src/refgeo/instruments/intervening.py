@@ -31,8 +31,11 @@ OWN_SCAN = "scan"
 class Intervention(NamedTuple):
     """What interventions did; in every frame ``model`` is the label.
 
-    ``table``: rates under every intervention and, as ``<metric>_delta`` and ``<metric>_delta_over_controls``, their changes.
-    ``transcripts``: the judged completions. ``scan``: the scan that the directions come from; None where a folder was given.
+    ``table``: a row per quantity, ``intervention`` (``baseline``, ``ablate_single``, ``ablate_topk``, ``add``), ``direction`` (``carrier``
+    or a control) and ``strength``: ``metric``, ``value``, ``low``, ``high``, ``n``. ``<metric>_delta`` is the change from the baseline,
+    ``<metric>_delta_over_controls`` the change beyond that of random directions. ``transcripts``: a row per judged completion:
+    ``request``, ``completion``, ``label``, ``refusal``, and the same three. docs/tables.md has all columns and metrics.
+    ``scan``: the scan that the directions come from; None where a folder was given.
     """
 
     table: pd.DataFrame
@@ -50,7 +53,12 @@ def intervene(
     cases: Sequence[Case] | str | Path | None = None,
     progress: Progress = None,
 ) -> Intervention:
-    """Remove and add each model's direction while it answers the study's prompts (PROTOCOL section 5).
+    """Remove and add each model's direction while it answers the study's prompts, beside random directions. Weights stay as they are.
+
+        import refgeo
+        found = refgeo.intervene("package:pocket/world/model", overrides=["intervention.controls=2"])
+        removed = found.table.query("intervention == 'ablate_single' and direction == 'carrier' and strength == 1")
+        removed.query("set == 'direct' and metric == 'any_refusal_delta_over_controls'")[["value", "low", "high"]]
 
     ``scan``: what ``refgeo.scan`` returned, its folder, or the geometry folder of a run; absent: scans first. With a folder its own
     settings are used where ``study`` is absent. ``cases``: attacked prompts (``cases.jsonl``) to be answered as well. The rest is as in
