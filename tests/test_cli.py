@@ -315,3 +315,13 @@ def test_a_study_may_be_given_with_relative_paths(
     (tmp_path / "relative.yaml").write_text(yaml.safe_dump(settings(Path("data"), tiny_model_dir)))
     monkeypatch.chdir(tmp_path)
     assert refgeo("plan", "relative.yaml").code == 0
+
+
+def test_a_measurement_leaves_the_run_of_a_study_alone(refgeo: Callable[..., Answer], study: Path, tiny_model_dir: Path) -> None:
+    out = study.parent / "run"
+    out.mkdir()
+    (out / "config.yaml").write_text(study.read_text())
+    (out / "manifest.json").write_text(json.dumps({"study": "run", "format": 1}))
+    before = {path.name: path.read_text() for path in out.iterdir()}
+    assert_refused(refgeo("measure", tiny_model_dir, tiny_model_dir, "-o", out, "--study", study), "a study that trains", "-o DIR")
+    assert {path.name: path.read_text() for path in out.iterdir()} == before

@@ -207,6 +207,7 @@ def test_a_scan_of_something_else_is_refused(tmp_path: Path, study: Path, tiny_m
     assert "is of 'org/other'" in refused(*words)
     (tmp_path / "scan" / RECORD).unlink()
     assert "geometry.positions" in refused(*words, "--set", "geometry.positions=[-3,-1]")
+    assert "absent' holds no scan of" in refused(*words[:-1], tmp_path / "absent")
     assert "the folder of a scan" in refused("intervene", tiny_model_dir, "-o", tmp_path / "out", "--study", study, "--scan", tmp_path)
     cases = tmp_path / "cases.jsonl"
     cases.write_text(json.dumps({"behavior": "strange", "prompt": "x", "target": "y", "attack": "z"}) + "\n")

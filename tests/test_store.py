@@ -254,7 +254,7 @@ def test_a_manifest_that_is_cut_off_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("inside", ["file", "file/run"])
 def test_a_file_where_the_folder_should_be_is_said(tmp_path: Path, inside: str) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(StoreError, match="run folder"):
+    with pytest.raises(StoreError, match=r"is a file|Not a directory"):
         Store(tmp_path / inside).create("study")
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -76,8 +76,9 @@ def measure(
     Hub ids, folders and adapters may be mixed; the first one is what the others are compared with. Steps are read from the names
     (step-250, checkpoint-500) when all have one, else they are 1, 2, 3...
     """
-    from refgeo.study.measure import measuring_study
+    from refgeo.study.measure import check_folder, measuring_study
 
+    check_folder(output)
     _run_and_tell(measuring_study(models, study, change or [], name=output.absolute().name), output)
 
 
