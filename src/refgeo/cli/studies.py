@@ -239,7 +239,7 @@ def config(study: StudyArgument, overrides: Overrides = None) -> None:
 def build(
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
     world_seed: Annotated[int | None, typer.Option(help="Seed of the world; the shipped world's by default.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps; a short training for a look.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; a short training for a look.")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the world goes.")] = Path("pocket-world"),
 ) -> None:
     """Write the files of the town, train its model, and compare both with what is shipped. Ten minutes on one core.
