@@ -105,7 +105,7 @@ def test_a_full_device_is_recognized_by_a_real_write(tmp_path: Path) -> None:
 
 
 def test_what_the_system_refuses_is_said_plainly(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"run' cannot be written: Permission denied\. Choose another folder"), storing(tmp_path):
+    with pytest.raises(StoreError, match=r"run' cannot be written: Permission denied\. Choose another place"), storing(tmp_path):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "run"))
 
 

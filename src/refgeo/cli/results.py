@@ -44,6 +44,7 @@ def diff(
     It informs: the exit code is 0 whatever differs.
     """
     from refgeo.report.diff import diff as compare
+    from refgeo.study.files import storing
 
     for folder in (run_a, run_b):
         run_folder(folder)
@@ -52,8 +53,9 @@ def diff(
     _tell_making(console, found)
     _tell_numbers(console, found.numbers, None if everything else SHOWN)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        found.numbers.to_csv(output, index=False)
+        with storing(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            found.numbers.to_csv(output, index=False)
         console.print(f"All {len(found.numbers)} shared numbers: {output}", markup=False, soft_wrap=True)
 
 
