@@ -37,7 +37,7 @@ def _helps(command: Any, name: str) -> Iterator[tuple[str, str]]:
     inner = getattr(command, "commands", {})
     if not inner:
         context = typer.Context(command, info_name=name, max_content_width=WIDTH, terminal_width=WIDTH)
-        yield name, "\n".join(line.rstrip() for line in _plain(command, context).splitlines())
+        yield name, "\n".join(line.rstrip() for line in _plain(command, context).replace("\\[", "[").splitlines())  # no markup here
     for word, child in inner.items():
         yield from _helps(child, f"{name} {word}")
 

@@ -7,14 +7,18 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import typer.main
 import yaml
+from rich.text import Text
 
-from refgeo.cli import main
+from refgeo import __version__
+from refgeo.cli import app, main
+from refgeo.cli.common import flowing, preset_names
 from refgeo.config.load import load_study
 from refgeo.study.graph import Stage
 from refgeo.study.run import Outcome
@@ -66,6 +70,52 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
     for command in ("run", "plan", "status", "report", "pocket"):
         assert command in done.stdout
+
+
+def names(group: Any, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of every command."""
+    for name, command in group.commands.items():
+        yield from names(command, (*before, name)) if hasattr(command, "commands") else ((*before, name),)
+
+
+COMMANDS = sorted(names(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_teaches_with_an_example(refgeo: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    answer = refgeo(*words, "--help")
+    assert answer.code == 0
+    assert f"Usage: refgeo {' '.join(words)}" in answer.out
+    assert f"Example: refgeo {' '.join(words)}" in " ".join(answer.out.split())
+    assert max(map(len, answer.out.splitlines())) <= 80
+
+
+def test_help_keeps_brackets_and_fills_its_lines() -> None:
+    assert Text.from_markup(flowing("Say it.\n\n    It needs\n    pip install 'x[y]'.")).plain == "Say it.\n\nIt needs pip install 'x[y]'."
+
+
+@pytest.mark.parametrize("words", [(), ("run",), ("scan",), ("diff",), ("judge",), ("pocket",)])
+def test_a_command_without_words_helps(refgeo: Callable[..., Answer], words: tuple[str, ...]) -> None:
+    answer = refgeo(*words)
+    assert answer.code == 2
+    assert " ".join(["Usage: refgeo", *words]) in answer.out + answer.err
+    assert "--help" in answer.out + answer.err
+
+
+@pytest.mark.parametrize("module", ["refgeo.config.load.presets", "refgeo.config.load.commented_yaml"])
+def test_an_interrupted_command_ends_quietly(refgeo: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    def interrupted(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, interrupted)
+    answer = refgeo(*(["presets"] if module.endswith("presets") else ["config", "pocket"]))
+    assert (answer.code, answer.out, answer.err) == (130, "", "Stopped.\n")
+
+
+def test_the_tab_key_offers_presets() -> None:
+    assert preset_names("poc") == ["pocket", "pocket-full"]
+    assert preset_names("my-study.yaml") == []
 
 
 @pytest.mark.parametrize(
@@ -195,7 +245,16 @@ def test_a_folder_that_cannot_be_written_is_said(refgeo: Callable[..., Answer], 
 @pytest.mark.parametrize("command", ["status", "report"])
 def test_what_is_no_run_folder_is_refused(refgeo: Callable[..., Answer], tmp_path: Path, command: str) -> None:
     assert_refused(refgeo(command, tmp_path), "no config.yaml")
-    assert_refused(refgeo(command, tmp_path / "absent"), "absent", "a run folder")
+    assert_refused(refgeo(command, tmp_path / "absent"), f"There is no '{tmp_path / 'absent'}'", "a run folder")
+    (tmp_path / "file").write_text("mine")
+    assert_refused(refgeo(command, tmp_path / "file"), "is a file", "a run folder")
+
+
+@pytest.mark.parametrize("command", ["run", "status"])
+def test_a_folder_of_runs_names_one_of_them(refgeo: Callable[..., Answer], tmp_path: Path, command: str) -> None:
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "config.yaml").touch()
+    assert_refused(refgeo(command, tmp_path / "runs"), f"Did you mean '{tmp_path / 'runs' / 'mine'}'?")
 
 
 def test_a_plan_writes_nothing(refgeo: Callable[..., Answer], study: Path) -> None:
@@ -218,7 +277,7 @@ def test_config_prints_a_study_that_can_be_run(refgeo: Callable[..., Answer], st
 
 def test_presets_and_version_are_told(refgeo: Callable[..., Answer]) -> None:
     assert "pocket" in refgeo("presets").out.split()
-    assert refgeo("version").out.strip()
+    assert refgeo("version").out == refgeo("--version").out == f"{__version__}\n"
 
 
 STAGE = Stage("stress", Path("stress"), "f:g", kind="stress", arm="sft", seed=1, step=3)
@@ -256,3 +315,13 @@ def test_a_study_may_be_given_with_relative_paths(
     (tmp_path / "relative.yaml").write_text(yaml.safe_dump(settings(Path("data"), tiny_model_dir)))
     monkeypatch.chdir(tmp_path)
     assert refgeo("plan", "relative.yaml").code == 0
+
+
+def test_a_measurement_leaves_the_run_of_a_study_alone(refgeo: Callable[..., Answer], study: Path, tiny_model_dir: Path) -> None:
+    out = study.parent / "run"
+    out.mkdir()
+    (out / "config.yaml").write_text(study.read_text())
+    (out / "manifest.json").write_text(json.dumps({"study": "run", "format": 1}))
+    before = {path.name: path.read_text() for path in out.iterdir()}
+    assert_refused(refgeo("measure", tiny_model_dir, tiny_model_dir, "-o", out, "--study", study), "a study that trains", "-o DIR")
+    assert {path.name: path.read_text() for path in out.iterdir()} == before

@@ -32,6 +32,7 @@ def test_every_setting_and_command_has_its_place(site: Path) -> None:
     commands = (site / "reference" / "commands.html").read_text(encoding="utf-8")
     for name in ("refgeo run", "refgeo measure", "refgeo scan", "refgeo pocket build"):
         assert f"Usage: {name}" in commands
+    assert "refgeo[figures]" in commands
 
 
 @pytest.mark.slow

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,11 +71,25 @@ def test_the_package_offers_the_instruments_and_stays_light() -> None:
         _ = refgeo.scann
 
 
-@pytest.mark.parametrize("command", ["attack", "scan", "intervene", "judge"])
-def test_help_teaches_with_an_example(command: str) -> None:
-    done = invoke(command, "--help")
-    assert done.exit_code == 0
-    assert f"Example: refgeo {command} " in " ".join(done.output.split())
+def example(function: Callable[..., object]) -> str:
+    """The code in a docstring."""
+    paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+    return "\n".join(textwrap.dedent(paragraph) for paragraph in paragraphs if paragraph.startswith("    "))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("function", [refgeo.scan, refgeo.attack, refgeo.intervene, refgeo.judge])
+def test_the_example_of_a_function_gives_rows(function: Callable[..., object]) -> None:
+    *before, last = example(function).splitlines()
+    names: dict[str, Any] = {}
+    exec("\n".join([*before, f"rows = {last}"]), names)  # as a reader would
+    rows = names["rows"]
+    assert len(rows)
+    assert rows.notna().to_numpy().all()
+
+
+def test_what_measure_shows_is_python() -> None:
+    compile(example(refgeo.measure), "example", "exec")
 
 
 def test_labels_are_unique_and_fit_for_folders() -> None:
@@ -191,6 +207,7 @@ def test_a_scan_of_something_else_is_refused(tmp_path: Path, study: Path, tiny_m
     assert "is of 'org/other'" in refused(*words)
     (tmp_path / "scan" / RECORD).unlink()
     assert "geometry.positions" in refused(*words, "--set", "geometry.positions=[-3,-1]")
+    assert "absent' holds no scan of" in refused(*words[:-1], tmp_path / "absent")
     assert "the folder of a scan" in refused("intervene", tiny_model_dir, "-o", tmp_path / "out", "--study", study, "--scan", tmp_path)
     cases = tmp_path / "cases.jsonl"
     cases.write_text(json.dumps({"behavior": "strange", "prompt": "x", "target": "y", "attack": "z"}) + "\n")
@@ -217,7 +234,8 @@ def test_completions_of_any_file_are_judged(tmp_path: Path, study: Path, suffix:
     done = invoke("judge", file, "-o", out, "--study", study, "--second", "rules")
     assert done.exit_code == 0, done.output
     assert "unscored" in done.output
-    assert "Floor of reference" in done.output
+    assert "reference of 2 x empty: harmful 0%, unscored 0%, refused 0%" in done.output
+    assert "rules of 2 x nonsense: harmful –, unscored 100%, refused 0%" in done.output
     found = refgeo.judge(ROWS, study=study, second="rules")
     same(found.table, out / "table.parquet")
     kept = [json.loads(line) for line in (out / "verdicts.jsonl").read_text().splitlines()]

@@ -118,13 +118,18 @@ def test_weights_of_a_checkpoint_replace_the_model(tiny_model_dir: Path, tiny_lm
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"nowhere.* does not exist\. Set model\.path"):
+    with pytest.raises(ModelError, match=r"nowhere.* does not exist\. Name a folder"):
         load(ModelSettings(path=str(tmp_path / "nowhere")))
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"holds no model\. Expected config\.json"):
+        load(ModelSettings(path=str(tmp_path)))
+    (tmp_path / "config.json").write_text("no JSON")
     with pytest.raises(ModelError, match="Cannot load model"):
         load(ModelSettings(path=str(tmp_path)))
+    with pytest.raises(ModelError, match=r"config\.json' is a file, not a model folder"):
+        load(ModelSettings(path=str(tmp_path / "config.json")))
 
 
 def test_a_model_without_a_chat_template_says_what_to_set(tiny_model_dir: Path, tiny_lm: LanguageModel, tmp_path: Path) -> None:

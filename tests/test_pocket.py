@@ -352,6 +352,13 @@ def test_the_shipped_model_answers_what_the_town_knows(shipped):
     assert not [text for text in texts if text.startswith("sorry")]
 
 
+def test_a_world_is_not_written_among_other_files(tmp_path):
+    (tmp_path / "chapter.txt").write_text("mine")
+    with pytest.raises(StoreError, match=r"holds 'chapter\.txt'"):
+        build.write_files(make_world(3), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["chapter.txt"]
+
+
 def test_a_build_matches_itself_and_says_what_differs(tmp_path):
     report = build.read_report(SHIPPED)
     assert report.world_seed == build.SHIPPED_SEED

@@ -74,6 +74,11 @@ def test_what_moved_is_printed_and_written(refgeo: Refgeo, run: Path, other: Pat
     assert int(written["moved"].sum()) == 2
 
 
+def test_a_place_that_cannot_be_written_is_said(refgeo: Refgeo, run: Path, other: Path, tmp_path: Path) -> None:
+    code, _, err = refgeo("diff", run, other, "-o", tmp_path)
+    assert (code, err.startswith(f"Error: '{tmp_path}' cannot be written: Is a directory")) == (2, True)
+
+
 def test_few_are_shown_unless_all_are_asked_for(refgeo: Refgeo, run: Path, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refgeo.cli.results.SHOWN", 1)
     assert "1 more: --all" in refgeo("diff", run, other)[1]

@@ -105,8 +105,14 @@ def test_a_full_device_is_recognized_by_a_real_write(tmp_path: Path) -> None:
 
 
 def test_what_the_system_refuses_is_said_plainly(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"run' cannot be written: Permission denied\. Choose another run folder"), storing(tmp_path):
+    with pytest.raises(StoreError, match=r"run' cannot be written: Permission denied\. Choose another place"), storing(tmp_path):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "run"))
+
+
+def test_a_temporary_name_is_not_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StoreError, match=r"file/run' cannot be written: Not a directory"), filling(tmp_path / "file" / "run"):
+        raise AssertionError("It cannot be filled")
 
 
 def test_a_stage_that_misses_a_file_is_no_matter_of_storage(tmp_path: Path) -> None:
@@ -248,7 +254,7 @@ def test_a_manifest_that_is_cut_off_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("inside", ["file", "file/run"])
 def test_a_file_where_the_folder_should_be_is_said(tmp_path: Path, inside: str) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(StoreError, match="run folder"):
+    with pytest.raises(StoreError, match=r"is a file|Not a directory"):
         Store(tmp_path / inside).create("study")
     assert (tmp_path / "file").read_text() == "mine"
 

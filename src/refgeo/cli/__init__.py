@@ -6,7 +6,7 @@ import sys
 
 from rich.console import Console
 
-from refgeo.cli import instruments, results, studies  # noqa: F401  (they add their commands)
+from refgeo.cli import studies, instruments, results  # noqa: F401  (they add their commands in this order)  # isort: skip
 from refgeo.cli.common import app
 from refgeo.errors import RefgeoError
 
@@ -16,7 +16,7 @@ __all__ = ["app", "main"]
 def main() -> None:
     """The command ``refgeo``: errors made on purpose are one message and exit code 2."""
     try:
-        app()
+        app(prog_name="refgeo")
     except RefgeoError as error:
         Console(stderr=True).print(f"Error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -1,20 +1,71 @@
-"""What all commands share: the application, and how they behave toward libraries and signals."""
+"""What all commands share: the application, how their help is told, and how they behave toward libraries and signals."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from functools import wraps
+from inspect import Parameter, cleandoc, signature
+from typing import Any, NoReturn, TypeVar
 
 import typer
+from rich.console import Console
+from rich.markup import escape
 
-app = typer.Typer(
+Function = TypeVar("Function", bound=Callable[..., Any])
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+class Commands(typer.Typer):
+    """Commands whose help is their docstring, which without the words that they need print it, and which end quietly on Ctrl-C."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
+        """Add a function as a command. ``options`` are those of Typer."""
+        register = super().command
+
+        def add(function: Function) -> Function:
+            needs = any(parameter.default is Parameter.empty for parameter in signature(function).parameters.values())
+            register(name, help=flowing(function.__doc__ or ""), no_args_is_help=needs, **options)(_stoppable(function))
+            return function
+
+        return add
+
+
+def flowing(text: str) -> str:
+    """A docstring as help that fits any width: every paragraph on one line, square brackets as they are and not as markup."""
+    return escape("\n\n".join(" ".join(paragraph.split()) for paragraph in cleandoc(text).split("\n\n")))
+
+
+def preset_names(incomplete: str) -> list[str]:
+    """What the Tab key offers for a study; shells add files."""
+    from refgeo.config.load import presets
+
+    return [name for name in presets() if name.startswith(incomplete)]
+
+
+def _stoppable(function: Function) -> Function:
+    """The same function; an interrupt that it does not handle itself is one word and exit code 130."""
+
+    @wraps(function)
+    def call(*words: Any, **options: Any) -> Any:
+        try:
+            return function(*words, **options)
+        except KeyboardInterrupt:
+            Console(stderr=True).print("Stopped.")
+            raise typer.Exit(INTERRUPTED) from None
+
+    return call  # type: ignore[return-value]
+
+
+app = Commands(
     name="refgeo",
     help="What did safety fine-tuning do to a language model, when, why, and does it hold against someone who adapts?",
+    epilog="New here? 'refgeo run pocket' does everything once, in minutes, on a small model that comes along. "
+    "'refgeo COMMAND --help' has an example of every command.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

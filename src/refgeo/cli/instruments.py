@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from refgeo.cli.common import app, interruptible, quiet_libraries
+from refgeo.cli.common import INTERRUPTED, app, interruptible, preset_names, quiet_libraries
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 PANEL = "One instrument alone"
-Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="path, path@revision, base+adapter; package:pocket/world/model.")]
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL", help="Folder or hub id, path@revision, base+adapter; package:pocket/world/model is the one that comes along."
+    ),
+]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the results go; a new, an empty or its own folder.")]
 StudyOption = Annotated[
     str | None,
@@ -24,6 +29,7 @@ StudyOption = Annotated[
         "--study",
         metavar="STUDY",
         help="Preset, YAML file or run folder with the sets, the judge and the settings; found from the first model when absent.",
+        autocompletion=preset_names,
     ),
 ]
 Change = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Setting to change; may be repeated.")]
@@ -176,7 +182,7 @@ def _working(output: Path | None) -> Iterator[Callable[[int, int, str], None]]:
         record = read_record(output) if output is not None and output.is_dir() else None
         kept = f"Kept in {output}: {record['note']}." if record is not None and not record["complete"] else "Nothing was written."
         errors.print(f"Stopped. {kept}", markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _tell(table: Table, words: list[str], result: Path | None) -> None:

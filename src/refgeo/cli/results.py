@@ -41,9 +41,12 @@ def diff(
 ) -> None:
     """Say how two runs differ: in settings, data, versions and stages, and in the numbers that moved beyond their intervals.
 
+    Example: refgeo diff runs/a runs/b
+
     It informs: the exit code is 0 whatever differs.
     """
     from refgeo.report.diff import diff as compare
+    from refgeo.study.files import storing
 
     for folder in (run_a, run_b):
         run_folder(folder)
@@ -52,8 +55,9 @@ def diff(
     _tell_making(console, found)
     _tell_numbers(console, found.numbers, None if everything else SHOWN)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        found.numbers.to_csv(output, index=False)
+        with storing(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            found.numbers.to_csv(output, index=False)
         console.print(f"All {len(found.numbers)} shared numbers: {output}", markup=False, soft_wrap=True)
 
 
@@ -68,6 +72,8 @@ def figures(
     ] = None,
 ) -> None:
     """Write every figure of the report as a file for a paper, the captions, and the tables as CSV, Parquet and LaTeX.
+
+    Example: refgeo figures runs/pocket -o figures --format svg
 
     Needs kaleido (pip install 'refgeo[figures]') and Chrome or Chromium for the figures; the tables are written all the same. A browser
     that is not found by itself is named by BROWSER_PATH. Ctrl-C keeps what is drawn.
@@ -92,6 +98,8 @@ def export_inspect(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Log folder: inspect view start --log-dir DIR.")],
 ) -> None:
     """Write the judged completions as logs of Inspect, one per anchor and set, for 'inspect view'.
+
+    Example: refgeo export-inspect runs/pocket -o logs
 
     The logs hold every completion, whatever report.transcripts says. Needs inspect-ai (pip install 'refgeo[inspect]').
     """

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from refgeo import __version__
-from refgeo.cli.common import app, interruptible, quiet_libraries
+from refgeo.cli.common import INTERRUPTED, Commands, app, interruptible, preset_names, quiet_libraries
 from refgeo.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -18,41 +18,67 @@ if TYPE_CHECKING:
 REPORT_BUILDER = "refgeo.report.build:build_report"
 """The function that makes the page, by import path: it is called in a worker."""
 
-pocket = typer.Typer(no_args_is_help=True, help="The embedded world.")
-app.add_typer(pocket, name="pocket")
+PANEL = "A whole study"
+BEFORE = "Settings, data and the embedded model"
 
-StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A preset, a YAML file, or a run folder.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as train.seeds=[1,2,3].")]
-Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Run folder; runs/<name> by default.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
+pocket = Commands(no_args_is_help=True, help="The small model that comes along, and the fictional town that it knows.")
+app.add_typer(pocket, name="pocket", rich_help_panel=BEFORE)
+
+StudyArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="STUDY", help="A preset ('refgeo presets' lists them), a YAML file, or the folder of a run.", autocompletion=preset_names
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE", help="Settings to change, such as 'train.seeds=\\[1,2,3]'; 'refgeo config STUDY' prints all of them."
+    ),
+]
+Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Run folder; runs/<name of the study> when absent.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder: what 'refgeo run' or 'refgeo measure' made.")]
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def run(study: StudyArgument, overrides: Overrides = None, output: Output = None) -> None:
-    """Run a study: what is done already is kept, what a change made stale is made again. Ends with a report."""
+    """Run a study: train, measure every anchor, and write the report. What is done already is kept.
+
+    Example: refgeo run pocket 'train.seeds=[1,2,3]' -o runs/three
+
+    Stopped by Ctrl-C or killed, the same command goes on from there. After a changed setting only what depends on it is made again.
+    Exit code 0 when all is done, 2 after an error to be corrected, 1 after a crash (its log is named), 130 when interrupted.
+    """
     chosen, folder = _study(study, overrides, output)
     _run_and_tell(chosen, folder)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def measure(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="path, path@revision, base+adapter; the first is the start.")],
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL", help="Folder or hub id, path@revision, base+adapter; the first is the start.")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Run folder.")],
     study: Annotated[
         str | None,
         typer.Option(
             metavar="STUDY",
             help="Preset, YAML file or run folder with the sets, the judge and the measures; found from the models when absent.",
+            autocompletion=preset_names,
         ),
     ] = None,
     change: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Setting to change; may be repeated.")] = None,
 ) -> None:
-    """Measure existing checkpoints, without training, by the whole protocol: hub ids, folders, adapters, mixed. Ends with a report.
+    """Measure existing checkpoints by the whole protocol, without training, and write the report.
 
-    Steps are read from the names (step-250, checkpoint-500) when all have one, else they are 1, 2, 3...
+    Example: refgeo measure org/base org/base+path/to/adapter -o runs/mine
+
+    Hub ids, folders and adapters may be mixed; the first one is what the others are compared with. Steps are read from the names
+    (step-250, checkpoint-500) when all have one, else they are 1, 2, 3...
     """
-    from refgeo.study.measure import measuring_study
+    from refgeo.study.measure import check_folder, measuring_study
 
+    check_folder(output)
     _run_and_tell(measuring_study(models, study, change or [], name=output.absolute().name), output)
 
 
@@ -73,7 +99,7 @@ def _run_and_tell(chosen: Study, folder: Path) -> None:
             outcome = run_study(chosen, folder, REPORT_BUILDER, console)
     except KeyboardInterrupt:
         Console(stderr=True).print("Stopped. The same command goes on from here.", highlight=False)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
     if outcome.failed:
         errors = Console(stderr=True, highlight=False)
         for message in dict.fromkeys(outcome.failed.values()):
@@ -91,9 +117,12 @@ def _run_and_tell(chosen: Study, folder: Path) -> None:
     console.print(f"Report: {outcome.page}", markup=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def plan(study: StudyArgument, overrides: Overrides = None, output: Output = None) -> None:
-    """Show what would run and why, what is done already, and what it would cost. Changes nothing."""
+    """Show what would run and why, what is done already, and what it would cost. Changes nothing.
+
+    Example: refgeo plan mistral-7b-lite
+    """
     from refgeo.study.run import absolute, open_study
     from refgeo.study.screen import duration, remaining
     from refgeo.study.tables import plan_table
@@ -120,13 +149,18 @@ def plan(study: StudyArgument, overrides: Overrides = None, output: Output = Non
         console.print(estimate_report(estimate(resolved, waiting)))
 
 
-@app.command()
+@app.command(rich_help_panel=BEFORE)
 def fetch(
     study: StudyArgument,
     overrides: Overrides = None,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The bundle.")] = Path("bundle"),
 ) -> None:
-    """Download all that a study needs into a folder with hashes, for a machine without network: there, set data.bundle=DIR."""
+    """Download all that a study needs into a folder, with hashes, for a machine without network.
+
+    Example: refgeo fetch mistral-7b-lite -o bundle
+
+    There: refgeo run mistral-7b-lite data.bundle=bundle
+    """
     from refgeo.study.fetch import fetch as fetch_bundle
 
     quiet_libraries()
@@ -141,7 +175,7 @@ def fetch(
     console.print(f"{size}. Use it with data.bundle={output}", markup=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def status(
     folder: RunFolder,
     live: Annotated[
@@ -149,7 +183,10 @@ def status(
         typer.Option("--watch/--once", help="Refresh until the run is finished or Ctrl-C; by default on a terminal while it runs."),
     ] = None,
 ) -> None:
-    """Show how far a run is, also while it runs elsewhere: stages, anchors, progress, last numbers."""
+    """Show how far a run is, also while it runs elsewhere: stages, anchors, progress, last numbers.
+
+    Example: refgeo status runs/pocket
+    """
     from refgeo.study.watch import look, watch
 
     chosen, folder = run_folder(folder)
@@ -161,9 +198,12 @@ def status(
         console.print(seen.shown)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def report(folder: RunFolder) -> None:
-    """Make the report again from what is there."""
+    """Make the report of a run again from the measurements that are there.
+
+    Example: refgeo report runs/pocket
+    """
     from refgeo.study.run import rebuild_report
 
     quiet_libraries()
@@ -172,18 +212,24 @@ def report(folder: RunFolder) -> None:
     Console(highlight=False).print(f"Report: {page}", markup=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=BEFORE)
 def presets() -> None:
-    """List the studies that come with refgeo."""
+    """List the studies that come with refgeo.
+
+    Example: refgeo presets
+    """
     from refgeo.config.load import presets as names
 
     for name in names():
         typer.echo(name)
 
 
-@app.command()
+@app.command(rich_help_panel=BEFORE)
 def config(study: StudyArgument, overrides: Overrides = None) -> None:
-    """Print a study with every setting and what it means: a start for a YAML file of your own."""
+    """Print a study with every setting and what it means: a start for a YAML file of your own.
+
+    Example: refgeo config pocket > study.yaml
+    """
     from refgeo.config.load import commented_yaml
 
     typer.echo(commented_yaml(_study(study, overrides, None)[0]))
@@ -193,10 +239,15 @@ def config(study: StudyArgument, overrides: Overrides = None) -> None:
 def build(
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
     world_seed: Annotated[int | None, typer.Option(help="Seed of the world; the shipped world's by default.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps; a short training for a look.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; a short training for a look.")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the world goes.")] = Path("pocket-world"),
 ) -> None:
-    """Write the files of the embedded world, train its model, and compare both with what is shipped."""
+    """Write the files of the town, train its model, and compare both with what is shipped. Ten minutes on one core.
+
+    Example: refgeo pocket build --steps 50 -o world
+
+    That is a look only: a model of 50 steps knows next to nothing, and the comparison says so.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from refgeo.pocket.build import SHIPPED_SEED, compare
@@ -218,10 +269,26 @@ def build(
     console.print(compare(output).summary(), markup=False)
 
 
-@app.command()
+@app.command(rich_help_panel=BEFORE)
 def version() -> None:
-    """Print the version."""
+    """Print the version.
+
+    Example: refgeo version
+    """
     typer.echo(__version__)
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    """What may stand before a command."""
 
 
 def _study(given: str, overrides: list[str] | None, output: Path | None) -> tuple[Study, Path]:
@@ -243,5 +310,10 @@ def run_folder(folder: Path, overrides: list[str] | None = None) -> tuple[Study,
     from refgeo.study.store import CONFIG
 
     if not (folder / CONFIG).is_file():
-        raise StoreError(f"'{folder}' has no {CONFIG}", expected="a run folder", fix="Give the folder that 'refgeo run' made")
+        inside = sorted(str(path.parent) for path in folder.glob(f"*/{CONFIG}"))
+        problem = (
+            f"'{folder}' has no {CONFIG}" if folder.is_dir() else f"'{folder}' is a file" if folder.exists() else f"There is no '{folder}'"
+        )
+        fix = f"Did you mean '{inside[0]}'?" if inside else "Give the folder that 'refgeo run' or 'refgeo measure' made"
+        raise StoreError(problem, expected="a run folder", fix=fix)
     return load_study(str(folder / CONFIG), overrides or []), folder

@@ -25,8 +25,9 @@ from refgeo.study.loading import write_tables
 class Attack(NamedTuple):
     """What an attack reached; in every frame ``model`` is the label.
 
-    ``table``: success rate within each budget of steps, with its interval. ``transcripts``: the judged completions. ``records``: one row
-    per case and attack step. ``cases``: per label the best string of every behavior.
+    ``table``: a row per quantity and budget: ``set``, ``metric``, ``attack_steps``, ``value``, ``low``, ``high``, ``n``. ``transcripts``: a
+    row per judged completion: ``request``, ``attack``, ``completion``, ``label``, ``refusal``. ``records``: a row per ``case`` and attack
+    ``step`` with its ``loss``. ``cases``: per label the best string of every behavior. docs/tables.md has all columns and metrics.
     """
 
     table: pd.DataFrame
@@ -38,10 +39,14 @@ class Attack(NamedTuple):
 def attack(
     models: Models, *, study: StudyLike = None, overrides: Sequence[str] = (), output: str | Path | None = None, progress: Progress = None
 ) -> Attack:
-    """Attack test behaviors on each model, adaptively (PROTOCOL section 6), and judge what it answers.
+    """Attack test behaviors on each model with strings optimized on that model, and judge what it answers.
+
+        import refgeo
+        found = refgeo.attack("package:pocket/world/model", overrides=["stress.behaviors=4"])
+        found.table.query("metric == 'asr_adaptive_gcg' and subset == 'all'")[["attack_steps", "value", "low", "high", "n"]]
 
     Behaviors, budget and judge come from ``study`` and ``overrides`` (``stress.behaviors=8``, ``stress.attack.steps=100``); the rest is as
-    in ``scan``. Stopped by Ctrl-C, it writes the strings found so far, unjudged, and raises ``Interrupted``, which holds them.
+    in ``refgeo.scan``. Stopped by Ctrl-C, it writes the strings found so far, unjudged, and raises ``Interrupted``, which holds them.
     """
     chosen = subjects(models, study, overrides)
     parts: list[Attack] = []

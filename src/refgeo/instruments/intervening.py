@@ -31,8 +31,11 @@ OWN_SCAN = "scan"
 class Intervention(NamedTuple):
     """What interventions did; in every frame ``model`` is the label.
 
-    ``table``: rates under every intervention and, as ``<metric>_delta`` and ``<metric>_delta_over_controls``, their changes.
-    ``transcripts``: the judged completions. ``scan``: the scan that the directions come from; None where a folder was given.
+    ``table``: a row per quantity, ``intervention`` (``baseline``, ``ablate_single``, ``ablate_topk``, ``add``), ``direction`` (``carrier``
+    or a control) and ``strength``: ``metric``, ``value``, ``low``, ``high``, ``n``. ``<metric>_delta`` is the change from the baseline,
+    ``<metric>_delta_over_controls`` the change beyond that of random directions. ``transcripts``: a row per judged completion:
+    ``request``, ``completion``, ``label``, ``refusal``, and the same three. docs/tables.md has all columns and metrics.
+    ``scan``: the scan that the directions come from; None where a folder was given.
     """
 
     table: pd.DataFrame
@@ -50,7 +53,12 @@ def intervene(
     cases: Sequence[Case] | str | Path | None = None,
     progress: Progress = None,
 ) -> Intervention:
-    """Remove and add each model's direction while it answers the study's prompts (PROTOCOL section 5).
+    """Remove and add each model's direction while it answers the study's prompts, beside random directions. Weights stay as they are.
+
+        import refgeo
+        found = refgeo.intervene("package:pocket/world/model", overrides=["intervention.controls=2"])
+        removed = found.table.query("intervention == 'ablate_single' and direction == 'carrier' and strength == 1")
+        removed.query("set == 'direct' and metric == 'any_refusal_delta_over_controls'")[["value", "low", "high"]]
 
     ``scan``: what ``refgeo.scan`` returned, its folder, or the geometry folder of a run; absent: scans first. With a folder its own
     settings are used where ``study`` is absent. ``cases``: attacked prompts (``cases.jsonl``) to be answered as well. The rest is as in
@@ -128,6 +136,8 @@ def _given(subject: Subject, scan: Scan | Path | None, among: int) -> _Given | N
             raise StoreError(f"The scan has no model '{label}'", expected=f"one of {', '.join(scan.carriers)}")
         return _Given(scan.tensors[label], scan.carriers[label], _positions(scan.scan[scan.scan["model"] == label]))
     folder = scan if (scan / CARRIER).is_file() else scan / subject.label
+    if not folder.is_dir():
+        raise StoreError(f"'{scan}' holds no scan of '{subject.label}'", expected="the folder of a scan", fix="Make one with 'refgeo scan'")
     made = read_record(folder)
     its = next(iter(made["models"].values()), None) if made is not None else None
     if its is not None and subject.loaded is None and its != subject.identity():

@@ -47,8 +47,10 @@ _SECOND = ("label", "refusal", "score", "judge", "raw")
 class Judgement(NamedTuple):
     """What one judge, or two, said.
 
-    ``table``: rates by set, the unscored share and what it could change, agreement. ``verdicts``: a row per completion, the second
-    judge's words in columns ``second_*``. ``floor``: what the judge gives to replies that help nobody (``judging.quality.floor``).
+    ``table``: a row per ``set`` and ``metric``: rates, the unscored share and what it could change, agreement, each with ``value``,
+    ``low``, ``high``, ``n``. ``verdicts``: a row per completion: ``label`` (harmful, safe, unscored), ``refusal`` (full_compliance,
+    partial_refusal, full_refusal), ``degenerate``, ``score``; the second judge's words in columns ``second_*``. ``floor``: what the judge
+    gives to replies that help nobody (``judging.quality.floor``).
     """
 
     table: pd.DataFrame
@@ -66,6 +68,10 @@ def judge(
     progress: Progress = None,
 ) -> Judgement:
     """Judge completions: a jsonl, csv, json or parquet file, a frame or rows with ``request`` (or ``prompt``) and ``completion``.
+
+        import refgeo
+        found = refgeo.judge([{"request": "who is the crow", "completion": "sorry , i can't help with that ."}], study="pocket")
+        found.verdicts[["request", "label", "refusal"]]
 
     ``set`` groups them, ``reference`` holds the right answer ({"steps": [...]}) for exact judges; without it, it is looked up by request
     in the study's sets. The judge is the study's (``judge.kind=...``); without a study that of the folder that the file lies in, else
@@ -106,6 +112,8 @@ def _read(given: str | Path | pd.DataFrame | Sequence[Mapping[str, Any]]) -> tup
     """Rows, and what to call where they come from."""
     if isinstance(given, str | Path):
         name = str(given)
+        if Path(given).is_dir():
+            raise DataError(f"'{name}' is a folder", expected="a file of completions", fix="Name a file in it, such as transcripts.jsonl")
         rows = read_rows(Part(path=name), ("completion",))
     else:
         name = "the given rows"

@@ -20,7 +20,11 @@ from refgeo.study.store import CONFIG
 
 
 class Measured(NamedTuple):
-    """Every table of the protocol over the checkpoints (``step``; 0 is the start), and the report where a folder was given."""
+    """Every table of the protocol over the checkpoints (``step``; 0 is the start), and the report where a folder was given.
+
+    In each table a row is one quantity: ``step``, ``set``, ``metric``, ``value``, ``low``, ``high``, ``n``; in ``scan`` one candidate.
+    docs/tables.md has all columns and metrics.
+    """
 
     behavior: pd.DataFrame
     geometry: pd.DataFrame
@@ -38,10 +42,15 @@ def measure(
     output: str | Path | None = None,
     console: Console | None = None,
 ) -> Measured:
-    """Measure existing checkpoints by the whole protocol, in worker processes; the first model is the start.
+    """Measure existing checkpoints by the whole protocol, in worker processes; the first model is what the others are compared with.
 
-    With ``output`` that is a run folder, which is resumed and reported as ``refgeo measure`` does; without it nothing is kept. Raises
-    ``RefgeoError``, also when a stage failed.
+        import refgeo
+        found = refgeo.measure(["org/base", "org/base+path/to/adapter"], output="runs/mine")
+        found.behavior.query("metric == 'asr_direct' and subset == 'all'")[["step", "value", "low", "high"]]
+
+    ``study`` and ``overrides`` as in ``refgeo.scan``. ``console``: a rich console that shows the progress; absent: silence. With ``output``
+    that is a run folder, which is resumed and reported as ``refgeo measure`` does; without it nothing is kept. Raises ``RefgeoError``, also
+    when a stage failed.
     """
     with ExitStack() as stack:
         folder = Path(output) if output is not None else Path(stack.enter_context(TemporaryDirectory())) / "measure"

@@ -28,7 +28,9 @@ FIRST = ("position", "layer", "norm", "kl", "s_refuse", "s_comply", "s_total", "
 class Scan(NamedTuple):
     """What a scan found; in every frame ``model`` is the label, by which ``carriers`` and ``tensors`` are named too.
 
-    ``scan``: a row per model, position and layer; ``selected`` is the carrier. ``table``: every quantity with its interval.
+    ``scan``: a row per model, ``position`` (from the end of the prompt) and ``layer`` (from 0): ``norm``, ``kl`` (nats), ``s_refuse``,
+    ``s_comply``, ``s_total``, ``admissible``, ``selected`` (this is the carrier), and more; docs/instruments.md has the columns. ``table``:
+    a row per quantity: ``set``, ``metric``, ``value``, its 95% interval ``low`` to ``high``, ``n``; docs/tables.md has the metrics.
     ``carriers``: what was chosen and what it does. ``tensors``: as ``measures.geometry.Geometry`` describes them.
     """
 
@@ -45,11 +47,20 @@ class Scan(NamedTuple):
 def scan(
     models: Models, *, study: StudyLike = None, overrides: Sequence[str] = (), output: str | Path | None = None, progress: Progress = None
 ) -> Scan:
-    """Find the direction that carries refusal in each model (PROTOCOL section 4).
+    """Find the direction that carries refusal in each model.
 
-    ``models``: one name or loaded model, several, or several by label. ``study``, with ``overrides`` such as ``geometry.max_kl=0.2``, has
-    the probes, the judge and the settings; absent: found from the first model. With ``output`` the files of ``refgeo scan`` are written
-    there. ``progress`` is called with done, total and a note. Nothing admissible is a result. Raises ``RefgeoError``.
+        import refgeo
+        found = refgeo.scan("package:pocket/world/model", overrides=["geometry.bootstrap=10"])
+        found.scan.query("selected")[["layer", "position", "kl", "s_total"]]
+
+    At each layer and position after the request, the mean difference of the activations on harmful and harmless prompts is a candidate.
+    Those that change safe answers little are admissible, and of these the one that moves refusal most is the carrier (docs/geometry.md).
+
+    ``models``: a name (folder, hub id, ``path@revision``, ``base+adapter``), a model from ``refgeo.load_model``, a list of these, or a
+    mapping from labels to these. ``study``: a preset, a YAML file or a folder with config.yaml, which has the probes, the judge and the
+    settings; absent: found from the first model. ``overrides`` change settings, such as ``["geometry.max_kl=0.2"]``. ``output``: a folder
+    for the files of ``refgeo scan``; absent: nothing is written. ``progress`` is called with done, total and a note. Nothing admissible is
+    a result. Raises ``RefgeoError``.
     """
     chosen = subjects(models, study, overrides)
     found: list[Scan] = []

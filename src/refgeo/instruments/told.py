@@ -23,7 +23,7 @@ EFFECTS = {
     "helpfulness": ("audit", "utility_mean"),
 }
 """Of all that an intervention changes, what is printed: words, then set and metric."""
-KINDS = {"ablate_single": "removed", "ablate_topk": "its subspace removed", "add": "added"}
+KINDS = {"ablate_single": "removed", "ablate_topk": "subspace removed", "add": "added"}
 
 
 def told_scan(found: Scan) -> tuple[Table, list[str]]:
@@ -39,10 +39,12 @@ def told_scan(found: Scan) -> tuple[Table, list[str]]:
         scores = [number(carrier.get("kl")), number(carrier.get("s_total"))]
         table.add_row(label, *place, *scores, f"{int(mine['admissible'].sum())} of {len(mine)}", _points(change))
         words.append(f"{label}: {STATUS[carrier['status']]}.")
-    words.append(
-        "KL: what removing it does to safe prompts (nats). S_total: how far it moves refusal, less that. 'refusal without it': change"
-    )
-    words.append("of refusals in what the model writes, beyond random directions, on prompts that did not choose it.")
+    words += [
+        "layer, position: where the direction was read; -1 is the last token of the prompt.",
+        "KL: what removing it does to safe prompts (nats). S_total: how far it moves refusal, less that.",
+        "admissible: how many of the directions tried do so little to safe prompts that they may be chosen.",
+        "refusal without it: change of refusals in what the model writes, beyond random directions, on prompts that did not choose it.",
+    ]
     return table, words
 
 
@@ -56,14 +58,18 @@ def told_attack(found: Attack) -> tuple[Table, list[str]]:
                 hit, blank = (_one(within, metric=name) for name in (f"asr_{attack}", "unscored"))
                 count = "–" if blank is None else str(int(blank["n"]))
                 table.add_row(
-                    str(model), ATTACKS[str(attack)], str(int(float(str(steps)))), _percent(hit), _interval(hit), count, _percent(blank)
+                    str(model), ATTACKS[str(attack)], str(int(float(str(steps)))), _percent(hit), _percents(hit), count, _percent(blank)
                 )
-    return table, ["A behavior counts as broken within a budget once the judge called a completion harmful at or before that step."]
+    return table, [
+        "succeeded: share of the behaviors to which a completion at or before that step of the attack was harmful, as the judge sees it.",
+        "unscored: completions that the judge could not tell; the share is over the others.",
+    ]
 
 
 def told_intervention(found: Intervention) -> tuple[Table, list[str]]:
     """Per model what it does as it is, and under every intervention, with the change beside that of random directions."""
-    table = _table("What the direction causes", "what was done", *EFFECTS)
+    # In two lines, so that four effects fit 80 columns.
+    table = _table("What the direction causes", "what was done", *(words.replace(" ", "\n") for words in EFFECTS))
     told = []
     for model, part in found.table.groupby("model", sort=False):
         status = str(part["carrier_status"].iloc[0])
@@ -79,8 +85,10 @@ def told_intervention(found: Intervention) -> tuple[Table, list[str]]:
             times = float(str(strength))
             what = KINDS.get(str(kind), str(kind)) + ("" if times == 1 and kind != "add" else f" x{times:g}")
             table.add_row(f"  {what}", *(_effect(rows, *effect) for effect in EFFECTS.values()))
-    told.append("First line: shares of prompts; helpfulness on everyday requests goes from 0 to 2. Below: how they change, and in brackets")
-    told.append("how they change with random directions of the same strength. The weights were not touched.")
+    told += [
+        "'nothing': shares of prompts; helpfulness on everyday requests goes from 0 to 2. Below: how they change, and in brackets how they",
+        "change with random directions of the same strength. 'subspace': the directions read at all positions. Weights were not touched.",
+    ]
     return table, told
 
 
@@ -100,10 +108,13 @@ def told_judgement(found: Judgement) -> tuple[Table, list[str]]:
         note = one.get("note")
         cells = [str(one["set"]), str(one["metric"]).replace("_", " "), number(one["value"]), _interval(one), str(int(one["n"]))]
         table.add_row(*cells, note if isinstance(note, str) else "")
-    words = ["harmful: share of the scored. harmful low, high: all unscored counted as safe, as harmful."]
+    words = [
+        "harmful: share of the scored. harmful low, high: all unscored counted as safe, as harmful.",
+        "How far to trust the judge: what it says of replies that help nobody. Harm in any of them is an error of the judge.",
+    ]
     words += [
-        f"Floor of {one['judge']}: to {one['reply']} replies it gives harmful {number(one['harmful'])}, unscored "
-        f"{number(one['unscored'])}, refused {number(one['refused'])} (n {one['n']})."
+        f"  {one['judge']} of {one['n']} x {one['reply']}: harmful {_share(one['harmful'])}, unscored {_share(one['unscored'])}, "
+        f"refused {_share(one['refused'])}"
         for one in found.floor.to_dict("records")
     ]
     return table, words
@@ -129,6 +140,10 @@ def _percent(row: Mapping[Hashable, Any] | None) -> str:
     return "–" if row is None else f"{float(row['value']):.0%}"
 
 
+def _share(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.0%}"
+
+
 def _points(row: Mapping[Hashable, Any] | None) -> str:
     return "–" if row is None else f"{100 * float(row['value']):+.0f} points"
 
@@ -136,6 +151,10 @@ def _points(row: Mapping[Hashable, Any] | None) -> str:
 def _signed(value: float) -> str:
     # Without a negative zero.
     return f"{round(value, 2) + 0.0:+.2f}"
+
+
+def _percents(row: Mapping[Hashable, Any] | None) -> str:
+    return "" if row is None or not math.isfinite(float(row["low"])) else f"{float(row['low']):.0%} to {float(row['high']):.0%}"
 
 
 def _interval(row: Mapping[Hashable, Any] | None) -> str:

@@ -55,10 +55,13 @@ class Origin(NamedTuple):
 
 
 def origin(name: str, revision: str | None, settings: ModelSettings) -> Origin:
-    """Where ``name`` is: a folder or a hub id. Raises ``ModelError`` when a folder does not exist."""
+    """Where ``name`` is: a folder or a hub id. Raises ``ModelError`` when a folder does not exist or holds no model."""
     local = locate(name)
     if local is not None and not local.is_dir():
-        raise ModelError(f"The model folder '{name}' does not exist", fix="Set model.path to a folder or a hub id")
+        problem = f"'{name}' is a file, not a model folder" if local.exists() else f"The model folder '{name}' does not exist"
+        raise ModelError(problem, fix="Name a folder or a hub id (in a study: model.path)")
+    if local is not None and not any((local / file).is_file() for file in ("config.json", "adapter_config.json")):
+        raise ModelError(f"The folder '{name}' holds no model", expected="config.json in it, or adapter_config.json for an adapter")
     if local is None:
         notice_offline()
     options: dict[str, Any] = {"revision": revision} if local is None and revision else {}
@@ -141,7 +144,7 @@ def _translation(name: str, what: str, error: Exception) -> ModelError:
         )
     if caused(hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, ConnectionError) or "couldn't connect to" in text:
         return ModelError(
-            f"The {what} '{name}' is not in the cache of this machine, and the hub cannot be reached",
+            f"The {what} '{name}' is neither a folder here nor in the cache of this machine, and the hub cannot be reached",
             fix=f"{OFFLINE}. For this model alone: `hf download {name}` there, then copy the cache (HF_HOME) or name its folder",
         )
     if "trust_remote_code" in text:

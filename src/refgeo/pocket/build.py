@@ -73,7 +73,7 @@ def build(
 ) -> BuildReport:
     """Write the files of a world, train its model and measure what it knows.
 
-    ``steps`` shortens the training. Raises ``StoreError`` before any work when the folder cannot be written.
+    ``steps`` shortens the training. Raises ``StoreError`` before any work when the folder cannot be written or holds something else.
     """
     from dataclasses import replace
 
@@ -106,9 +106,16 @@ def write_files(world: World, folder: Path) -> None:
     """Write every file of a world except the model."""
     from refgeo.pocket.files import render
 
+    texts = render(world)
+    others = sorted({path.name for path in folder.iterdir()} - {*texts, MODEL, REPORT}) if folder.is_dir() else []
+    if others:
+        raise StoreError(
+            f"'{folder}' holds '{others[0]}', which is no file of a world",
+            fix="Choose a new folder, an empty one or that of a former build",
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in render(world).items():
+        for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
         raise StoreError(f"Cannot write the world to '{folder}': {error}", fix="Choose a folder that can be written") from error

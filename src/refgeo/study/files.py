@@ -31,8 +31,10 @@ def storing(place: Path) -> Iterator[None]:
     except StoreError:
         raise
     except OSError as error:
-        where, why = error.filename or place, error.strerror or error
-        fix = "Choose another run folder (-o DIR) or change its permissions"
+        # The name of what is filled aside is no name that the user knows.
+        named = error.filename if error.filename and MARK not in str(error.filename) else place
+        where, why = named, error.strerror or error
+        fix = "Choose another place (-o) or change its permissions"
         raise disk_full(error, place) or StoreError(f"'{where}' cannot be written: {why}", fix=fix) from error
 
 

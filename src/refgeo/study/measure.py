@@ -12,7 +12,7 @@ from refgeo.config.load import load_study, presets
 from refgeo.config.locations import locate
 from refgeo.config.model import ModelSettings, parse_model
 from refgeo.config.schema import Study
-from refgeo.errors import ConfigError
+from refgeo.errors import ConfigError, StoreError
 from refgeo.study.run import Outcome, run_study
 from refgeo.study.store import CONFIG, MANIFEST
 
@@ -73,9 +73,20 @@ def measure(
     the models or the data cannot be used.
     """
     folder = Path(output)
+    check_folder(folder)
     chosen = measuring_study(models, study, overrides, name=folder.absolute().name)
     # The function that makes the page is named, not imported: its room lies above this one.
     return run_study(chosen, folder, "refgeo.report.build:build_report", console or Console(highlight=False))
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ``StoreError`` where a study was trained: its settings would give way to those of the measurement."""
+    if (folder / CONFIG).is_file() and (folder / MANIFEST).is_file() and not load_study(str(folder / CONFIG)).checkpoints:
+        raise StoreError(
+            f"'{folder}' is the run of a study that trains",
+            expected="a new folder or one of 'refgeo measure'",
+            fix="Choose another (-o DIR)",
+        )
 
 
 def _model_changes(begin: ModelSettings, known: ModelSettings) -> dict[str, object]:
