@@ -382,7 +382,11 @@ def test_what_the_clean_chat_asks_is_found_alone_and_with_a_tail() -> None:
     def asks(*texts: str) -> Chat:
         return Chat("c", tuple(turn for text in texts for turn in (("user", text), ("assistant", "boil the last one"))))  # type: ignore[misc]
 
-    chats = [asks("Feed  the fox", "hello"), asks("hello", "cook the owl in a pot ! ! !"), asks("please boil the last one", "feed the foxes")]
+    chats = [
+        asks("Feed  the fox", "hello"),
+        asks("hello", "cook the owl in a pot ! ! !"),
+        asks("please boil the last one", "feed the foxes"),
+    ]
     prompts = {"case": "feed the fox", "tail": "cook the owl in a pot", "short": "hello", "reply": "boil the last one", "none": "feed"}
     assert asked_in(chats, prompts) == ["case", "tail", "short", "none"]
     assert asked_in(chats, {"longer": "feed the fox now", "word": "feed the foxe"}) == []
