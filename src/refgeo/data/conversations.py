@@ -48,8 +48,8 @@ def load_chat(source: Source, findings: Findings | None = None) -> list[Chat]:
 def asked_in(chats: Iterable[Chat], prompts: Mapping[str, str]) -> list[str]:
     """Ids of the ``prompts`` (text by id) that a user asks for in ``chats``: alone, or with other words after them."""
     opening: dict[tuple[str, ...], list[tuple[str, str]]] = {}
-    for name, text in prompts.items():
-        words = plain(text)
+    for name, prompt in prompts.items():
+        words = plain(prompt)
         opening.setdefault(tuple(words.split()[:OPENING]), []).append((name, words))
     found = set()
     for chat in chats:
