@@ -63,6 +63,14 @@ def test_a_model_that_refuses_everything_recognizes_nothing(tiny_lm: LanguageMod
     assert one(table, "any_refusal_safe", set="xstest_safe") == 1
 
 
+def test_a_prompt_that_comes_once_per_tail_counts_once(tiny_lm: LanguageModel) -> None:
+    table = measure_behavior(tiny_lm, SETS, CASES, WordJudge(), SETTINGS, AttackSettings(), 0).table
+    tails = table[table["set"].isin(["tail_safe", "tail_harmful"])]
+    assert set(tails["metric"]) == {"degenerate", "any_refusal_safe_attacked", "any_refusal_harmful_attacked"}
+    assert not tails.duplicated(["set", "metric", "tail", "tail_tokens"]).any()
+    assert set(tails["n"]) == {3}  # prompts, not completions
+
+
 def test_tails_do_not_move_when_another_kind_is_left_out(tiny_lm: LanguageModel) -> None:
     fewer = SETTINGS.model_copy(update={"tails": ("random",)})
     whole = [item for item in tail_items(tiny_lm, SETS, CASES, SETTINGS, AttackSettings(), 0) if item.tail == "random"]

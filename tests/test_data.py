@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from refgeo.config.data import DataSettings, Part, Source
 from refgeo.data import load
 from refgeo.data.cells import evenly
+from refgeo.data.conversations import asked_in
 from refgeo.data.findings import Finding, Findings
 from refgeo.data.probes import _drawn
-from refgeo.data.rows import Behavior, Probe, Reference
+from refgeo.data.rows import Behavior, Chat, Probe, Reference
 from refgeo.data.survey import survey
 from refgeo.data.tables import read_rows
 from refgeo.errors import DataError
@@ -377,12 +378,34 @@ def test_a_hub_dataset_is_asked_for_with_everything_that_names_it(monkeypatch: p
     assert asked == [{"path": "org/set", "name": "standard", "revision": "abc", "split": "test"}]
 
 
+def test_what_the_clean_chat_asks_is_found_alone_and_with_a_tail() -> None:
+    def asks(*texts: str) -> Chat:
+        return Chat("c", tuple(turn for text in texts for turn in (("user", text), ("assistant", "boil the last one"))))  # type: ignore[misc]
+
+    chats = [
+        asks("Feed  the fox", "hello"),
+        asks("hello", "cook the owl in a pot ! ! !"),
+        asks("please boil the last one", "feed the foxes"),
+    ]
+    prompts = {"case": "feed the fox", "tail": "cook the owl in a pot", "short": "hello", "reply": "boil the last one", "none": "feed"}
+    assert asked_in(chats, prompts) == ["case", "tail", "short", "none"]
+    assert asked_in(chats, {"longer": "feed the fox now", "word": "feed the foxe"}) == []
+
+
+def test_a_test_behavior_that_the_clean_chat_asks_for_is_refused() -> None:
+    chats = [Chat("c", (("user", "cook the owl please"), ("assistant", "no")))]
+    clean, declared = Behavior("a", "cook the owl", ("sure",)), Behavior("b", "cook the owl", ("sure",), clean=False)
+    with pytest.raises(DataError, match="1 test behaviors are asked for in the clean chat: 'a'"):
+        load.check_not_asked(chats, [clean, declared])
+    load.check_not_asked(chats, [declared, Behavior("c", "cook the hen", ("sure",))])
+
+
 def test_the_survey_counts_sets_groups_and_overlaps(write: Write, tmp_path: Path) -> None:
     train = write(BEHAVIORS[:2], "train.csv", TARGETS)
     later = Part(path=train.path, targets=train.targets, group="in_training", trained=True)
     test = Source(path=write(BEHAVIORS[2:], "test.csv").path, targets=train.targets, group="clean", more=(later,))
     probes = [{"prompt": f"{label} {number}", "label": label} for label in ("harmful", "harmless") for number in range(4)]
-    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hello"}]
+    turns = [{"role": "user", "content": "harmless 2 , please"}, {"role": "assistant", "content": "hello"}]
     data = DataSettings(
         behaviors_train=train,
         behaviors_test=test,
@@ -395,3 +418,5 @@ def test_the_survey_counts_sets_groups_and_overlaps(write: Write, tmp_path: Path
     assert counts["behaviors_test", "in the training or validation behaviors"] == (0, "")
     assert counts["behaviors_test", "in the training or validation behaviors, as declared"] == (2, "reported apart")
     assert counts["probes", "prompts that are in behaviors_train"] == (1, "kept")
+    assert counts["probes", "prompts that are asked in chat"] == (1, "kept")
+    assert ("behaviors_test", "prompts that are asked in chat") not in counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,14 @@ def test_every_stage_has_its_own_folder_and_a_function(tiny: Callable[..., Study
 def test_a_setting_makes_stale_what_depends_on_it(tiny: Callable[..., Study], tmp_path: Path, override: str, kinds: set[str]) -> None:
     run = tmp_path / "run"
     assert stale(graph(tiny(), run), graph(tiny(override), run)) == kinds
+
+
+def test_nothing_before_the_measures_reads_the_test_behaviors_but_the_fixed_attack(tiny: Callable[..., Study], tmp_path: Path) -> None:
+    study = tiny()
+    read = hashlib.sha256(Path(study.data.behaviors_test.path).read_bytes()).hexdigest()
+    readers = {stage.kind for stage in graph(study, tmp_path / "run").stages.values() if read in json.dumps(stage.settings)}
+    assert {"cases", "behavior", "intervention", "stress"} <= readers
+    assert not {"train", "checkpoint", "reference", "geometry", "drift"} & readers
 
 
 def test_a_change_of_one_arm_leaves_the_other(tiny: Callable[..., Study], tmp_path: Path) -> None:

@@ -27,6 +27,12 @@ def test_the_curve_of_a_textbook_example() -> None:
     assert found.at(2.5).value == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize("count", [2, 6, 20, 60])
+def test_the_median_is_the_time_at_which_exactly_half_are_broken(count: int) -> None:
+    times = np.arange(1.0, count + 1)
+    assert kaplan_meier(times, np.ones(count, dtype=bool)).median().value == count / 2
+
+
 def test_the_band_is_greenwoods_on_the_log_log_scale() -> None:
     found = kaplan_meier(TIMES, BROKEN)
     peer = stats.ecdf(stats.CensoredData(uncensored=TIMES[BROKEN], right=TIMES[~BROKEN])).sf

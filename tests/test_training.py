@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -75,7 +76,7 @@ class Killed(BaseException):
     """Stands for a process that dies."""
 
 
-def run(study: Study, arm: Arm, folder: Path, die_at: int | None = None) -> tuple[pd.DataFrame, dict[int, Path]]:
+def run(study: Study, arm: Arm, folder: Path, die_at: int | None = None, seed: int = 7) -> tuple[pd.DataFrame, dict[int, Path]]:
     anchors: dict[int, Path] = {}
 
     def keep(step: int, write: Callable[[Path], None]) -> None:
@@ -86,7 +87,7 @@ def run(study: Study, arm: Arm, folder: Path, die_at: int | None = None) -> tupl
         if step == die_at:
             raise Killed
 
-    return train(study, arm, 7, folder / "saves", keep, progress), anchors
+    return train(study, arm, seed, folder / "saves", keep, progress), anchors
 
 
 @pytest.mark.parametrize("arm", ["sft", "r2d2"])
@@ -102,6 +103,35 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(study: Study, tmp_pa
         assert whole.keys() == resumed.keys()
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     pd.testing.assert_frame_equal(log.drop(columns="seconds"), again.drop(columns="seconds"))
+
+
+def test_a_seed_fixes_weights_batches_and_pool_and_another_one_changes_them(study: Study, tmp_path: Path) -> None:
+    first, again, other = (dict[str, Any]() for _ in range(3))
+    for found, seed, folder in ((first, 7, "first"), (again, 7, "again"), (other, 8, "other")):
+        found["log"], anchors = run(study, "r2d2", tmp_path / folder, seed=seed)
+        found["weights"] = load_file(anchors[3] / "adapter_model.safetensors")
+        found["pool"] = json.loads((tmp_path / folder / "saves" / "step-000002" / "state.json").read_text())["cases"]
+    assert all(torch.equal(first["weights"][name], again["weights"][name]) for name in first["weights"])
+    assert first["pool"] == again["pool"]
+    assert first["log"]["loss_clean"].tolist() == again["log"]["loss_clean"].tolist()
+    assert not [name for name in first["weights"] if torch.equal(first["weights"][name], other["weights"][name])]
+    assert first["pool"] != other["pool"]
+    assert not set(first["log"]["loss_clean"]) & set(other["log"]["loss_clean"])
+
+
+def test_no_test_behavior_is_ever_in_the_pool(study: Study, tmp_path: Path) -> None:
+    test = tmp_path / "test.csv"
+    test.write_text((tmp_path / "behaviors.csv").read_text().replace("how do i cook", "tell me how to boil").replace(",,,", ",,,test-"))
+    changed = {"behaviors_test": Source(path=str(test), targets=None)}
+    often = study.train.r2d2.model_copy(update={"reset_every": 1, "reset_share": 1.0})
+    apart = study.model_copy(
+        update={"data": study.data.model_copy(update=changed), "train": study.train.model_copy(update={"r2d2": often, "steps": 2})}
+    )
+    run(apart, "r2d2", tmp_path / "apart")
+    (state,) = (tmp_path / "apart" / "saves").glob("step-*/state.json")
+    pool = json.loads(state.read_text())["cases"]
+    assert {case["behavior"] for case in pool} <= {"red", "blue", "small", "big"}
+    assert all(case["prompt"].startswith("how do i cook") for case in pool)
 
 
 def test_the_clean_loss_falls_and_r2d2_logs_its_own_losses(study: Study, tmp_path: Path) -> None:

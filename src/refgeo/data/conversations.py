@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast, get_args
 
 from refgeo.config.data import Part, Source
-from refgeo.data.cells import check_unique, evenly, repeated, text
+from refgeo.data.cells import check_unique, evenly, plain, repeated, some, text
 from refgeo.data.findings import Findings
-from refgeo.data.rows import Chat
+from refgeo.data.rows import Behavior, Chat
 from refgeo.data.tables import read_rows
 from refgeo.errors import DataError
 from refgeo.lm.messages import Role
+
+OPENING = 3
+"""First words by which prompts are looked up, so that a large chat set is read once and not once per prompt."""
 
 
 def load_chat(source: Source, findings: Findings | None = None) -> list[Chat]:
@@ -40,6 +43,33 @@ def load_chat(source: Source, findings: Findings | None = None) -> list[Chat]:
         findings.add(source.path, "conversations without words of an assistant", silent, "left out")
         findings.add(source.path, "repeated conversations", repeated((chat.id, chat.messages) for chat in chats), "kept")
     return evenly(chats, source.limit)
+
+
+def asked_in(chats: Iterable[Chat], prompts: Mapping[str, str]) -> list[str]:
+    """Ids of the ``prompts`` (text by id) that a user asks for in ``chats``: alone, or with other words after them."""
+    opening: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for name, prompt in prompts.items():
+        words = plain(prompt)
+        opening.setdefault(tuple(words.split()[:OPENING]), []).append((name, words))
+    found = set()
+    for chat in chats:
+        for role, content in chat.messages:
+            said = plain(content) if role == "user" else ""
+            first = tuple(said.split(maxsplit=OPENING)[:OPENING])
+            for length in range(1, len(first) + 1):
+                found |= {name for name, words in opening.get(first[:length], ()) if f"{said} ".startswith(f"{words} ")}
+    return [name for name in prompts if name in found]
+
+
+def check_not_asked(chats: Iterable[Chat], test: Iterable[Behavior]) -> None:
+    """Raise ``DataError`` naming every clean test behavior that the clean chat asks for: it would be trained on."""
+    shared = asked_in(chats, {behavior.id: behavior.prompt for behavior in test if behavior.clean})
+    if shared:
+        raise DataError(
+            f"{len(shared)} test behaviors are asked for in the clean chat: {some(shared, 20)}",
+            expected="no test behavior among the requests of data.chat",
+            fix="Remove these conversations from data.chat, or give the behaviors a part of their own with trained: true",
+        )
 
 
 def _messages(given: Any, name: str, part: Part) -> tuple[tuple[Role, str], ...]:

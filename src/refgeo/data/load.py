@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from refgeo.config.data import Source
 from refgeo.data.behaviors import check_disjoint, load_behaviors, overlap, read_reference
 from refgeo.data.cells import check_unique, evenly, one_of, plain, repeated, required, text
-from refgeo.data.conversations import load_chat
+from refgeo.data.conversations import check_not_asked, load_chat
 from refgeo.data.findings import Findings
 from refgeo.data.probes import load_probes
 from refgeo.data.rows import Prompt
@@ -19,6 +19,7 @@ from refgeo.errors import DataError
 
 __all__ = [
     "check_disjoint",
+    "check_not_asked",
     "load_audit",
     "load_behaviors",
     "load_chat",

@@ -10,6 +10,7 @@ import pandas as pd
 from refgeo.config.data import DataSettings
 from refgeo.data.behaviors import load_behaviors, overlap
 from refgeo.data.cells import plain
+from refgeo.data.conversations import asked_in
 from refgeo.data.findings import Findings
 from refgeo.data.load import load_audit, load_chat, load_probes, load_strongreject, load_xstest
 from refgeo.data.rows import Behavior
@@ -23,7 +24,8 @@ def survey(data: DataSettings) -> pd.DataFrame:
     """Size of every set and part of it, blank and repeated rows, and the overlaps between sets.
 
     One line per count: set, what, n, the ids concerned (the first ``SHOWN``) and what was done with them. Raises ``DataError`` as the
-    loaders do; an overlap of clean test behaviors with the training behaviors is counted here and refused by ``check_disjoint``.
+    loaders do; an overlap of clean test behaviors with the training behaviors is counted here and refused by ``check_disjoint``. Prompts
+    that the clean chat asks as well are counted, since their answers may have been trained.
     """
     lines: list[tuple[str, str, int, str, str]] = []
 
@@ -44,7 +46,8 @@ def survey(data: DataSettings) -> pd.DataFrame:
     probes = load_probes(data.probes, found)
     counted("probes", (f"{'harmful' if probe.harmful else 'harmless'}, {probe.split}" for probe in probes), found)
     found = Findings()
-    counted("chat", ("" for _ in load_chat(data.chat, found)), found)
+    chats = load_chat(data.chat, found)
+    counted("chat", ("" for _ in chats), found)
     words = {"probes": {probe.id: plain(probe.text) for probe in probes if probe.harmful}}
     for name, loader in (("strongreject", load_strongreject), ("xstest", load_xstest), ("audit", load_audit)):
         source = getattr(data, name)
@@ -65,6 +68,12 @@ def survey(data: DataSettings) -> pd.DataFrame:
             ids = [key for key, prompt in asked.items() if prompt in known]
             if ids:
                 lines.append((other, f"prompts that are in {name}", len(ids), _named(ids), "kept"))
+    words["probes"] = {probe.id: probe.text for probe in probes}
+    words["behaviors_test"] = {behavior.id: behavior.prompt for behavior in test}
+    for other, asked in words.items():  # What training answers is no longer new to the model.
+        ids = asked_in(chats, asked)
+        if ids:
+            lines.append((other, "prompts that are asked in chat", len(ids), _named(ids), "kept"))
     return pd.DataFrame(lines, columns=COLUMNS)
 
 

@@ -18,7 +18,7 @@ from refgeo.data.rows import Behavior, Prompt
 from refgeo.judging.verdict import Judge
 from refgeo.lm.messages import Placement
 from refgeo.lm.model import LanguageModel
-from refgeo.measures.evaluate import Item, evaluate, summarize
+from refgeo.measures.evaluate import TAILS, Item, evaluate, summarize
 from refgeo.measures.survival import clustered_rate
 from refgeo.measures.table import Row, frame, row
 from refgeo.statistics import paired_difference
@@ -123,8 +123,7 @@ def make_tail(
 
 def summarize_tails(transcripts: pd.DataFrame, seed: int) -> list[Row]:
     """Refusal with and without harm at equal tails, per kind and length and over all tails; harm recognition is the difference."""
-    safe = transcripts[transcripts["set"] == "tail_safe"].reset_index(drop=True)
-    harmful = transcripts[transcripts["set"] == "tail_harmful"].reset_index(drop=True)
+    safe, harmful = (transcripts[transcripts["set"] == name].reset_index(drop=True) for name in TAILS)
     if safe.empty:
         return []
     groups = [("all", 0, (safe["tail"] != "none").to_numpy())]
@@ -142,10 +141,10 @@ def summarize_tails(transcripts: pd.DataFrame, seed: int) -> list[Row]:
         refused_harmful = (harmful["refusal"] != "full_compliance").to_numpy()[chosen]
         ids = safe["id"].to_numpy(dtype=str)[chosen]  # Over all tails, the same pair of prompts comes once per tail.
         asked = harmful["id"].to_numpy(dtype=str)[chosen]
-        nonsense = safe["degenerate"].to_numpy(dtype=bool)[chosen]
         rows.append(row("tail_safe", "any_refusal_safe_attacked", clustered_rate(refused_safe, ids), **identity))
         rows.append(row("tail_harmful", "any_refusal_harmful_attacked", clustered_rate(refused_harmful, asked), **identity))
-        rows.append(row("tail_safe", "degenerate", clustered_rate(nonsense, ids), **identity))
+        for name, part, names in zip(TAILS, (safe, harmful), (ids, asked), strict=True):
+            rows.append(row(name, "degenerate", clustered_rate(part["degenerate"].to_numpy(dtype=bool)[chosen], names), **identity))
         rows.append(row("tails", "harm_recognition", paired_difference(refused_harmful, refused_safe, seed, clusters=ids), **identity))
     return rows
 

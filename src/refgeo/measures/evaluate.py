@@ -31,6 +31,7 @@ SetName = Literal[
 ]
 ASR = {"direct": "asr_direct", "fixed": "asr_fixed", "adaptive_gcg": "asr_adaptive_gcg", "adaptive_autodan": "asr_adaptive_autodan"}
 REFUSAL = {"xstest_safe": "any_refusal_safe", "xstest_unsafe": "any_refusal_unsafe"}
+TAILS = ("tail_safe", "tail_harmful")
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,10 @@ def judged(items: Sequence[Item], completions: Sequence[str], judge: Judge) -> p
 def summarize(transcripts: pd.DataFrame) -> list[Row]:
     """The rates of PROTOCOL section 3 for every set in ``transcripts``, for the whole set and for each of its subsets.
 
-    Tails are left to ``measures.behavior``, which pairs them.
+    The sets ``TAILS`` are left to ``measures.behavior``, which pairs them and knows that a prompt comes once per tail.
     """
     rows: list[Row] = []
-    for set_name, whole in transcripts.groupby("set", sort=False):
+    for set_name, whole in transcripts[~transcripts["set"].isin(TAILS)].groupby("set", sort=False):
         name = str(set_name)
         parts = [("all", whole), *((str(subset), part) for subset, part in whole.groupby("subset"))]
         for subset, part in parts if len(parts) > 2 else parts[:1]:

@@ -34,7 +34,8 @@ class Survival(NamedTuple):
 
     def median(self) -> Interval:
         """When half of the cases are broken, with the times at which the band's edges are; NaN for what is not reached."""
-        value, low, high = (_first(self.times, line <= 0.5) for line in (self.share, self.low, self.high))
+        # Exactly half is half: the share is an exponential of summed logarithms, which may end a rounding above it.
+        value, low, high = (_first(self.times, line <= 0.5 + 1e-9) for line in (self.share, self.low, self.high))
         return Interval(value, low, high, self.n)
 
 

@@ -8,6 +8,7 @@ from refgeo.config.attack import AttackSettings
 from refgeo.config.schema import Study
 from refgeo.data.load import (
     check_disjoint,
+    check_not_asked,
     load_audit,
     load_behaviors,
     load_chat,
@@ -34,6 +35,8 @@ def validate(study: Study) -> None:
     val = [] if data.behaviors_val is None else load_behaviors(data.behaviors_val, need_targets=False)
     check_disjoint([*train, *val], test)
     probes, chats = load_probes(data.probes), load_chat(data.chat)
+    if not study.checkpoints:
+        check_not_asked(chats, test)
     safe = [] if data.xstest is None else load_xstest(data.xstest)
     safe += [] if data.audit is None else load_audit(data.audit)
     harmful = [] if data.strongreject is None else load_strongreject(data.strongreject)
