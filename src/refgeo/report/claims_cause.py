@@ -11,13 +11,14 @@ from refgeo.report.claims_geometry import require
 from refgeo.report.compare import across_seeds, guarded, widened
 from refgeo.report.evidence import Evidence, Place
 from refgeo.report.rules import Missing, Part, told
-from refgeo.report.tables import estimates
+from refgeo.report.tables import apart_range, estimates, range_of
 from refgeo.statistics import Interval, rate
 
 INADMISSIBLE = "no candidate is admissible, so what was removed is the direction of largest effect and no carrier,"
 ABLATIONS = ("ablate_single", "ablate_topk")
 SPAN = {"utility_mean": 2.0}
 """The largest change of one prompt, where it is not 1."""
+SHARE = (0.0, 1.0)
 CHANGED = (("fixed", "asr_fixed"), ("direct", "any_refusal"), ("xstest_safe", "any_refusal_safe"))
 """What an ablation may change, named before looking: (set, metric)."""
 
@@ -86,7 +87,8 @@ def _c11(evidence: Evidence) -> list[Part]:
         f"{direction} of {metric} on set {set_name} under {kind} of R2D2 at step {step} beyond the controls' mean (the largest of {tests})"
     )
     source = _effect(step, set_name, f"{metric}_delta_over_controls").source()
-    parts = [evidence.part(what, upright, "above", STEP, source), _beyond_controls(evidence, step, kind, set_name, metric, rises=sign > 0)]
+    bounds = apart_range(metric, metric)
+    parts = [evidence.part(what, upright, "above", STEP, source, bounds), _beyond_controls(evidence, step, kind, set_name, metric, rises=sign > 0)]
     return parts + _over_shuffled(evidence, step, kind, set_name, metric, sign, tests)
 
 
@@ -99,7 +101,7 @@ def _over_shuffled(evidence: Evidence, step: int, kind: str, set_name: str, metr
     wide = [widened(guarded(one, SPAN.get(metric, 1.0)), tests) for one in found]
     upright = [one if sign > 0 else Interval(-one.value, -one.high, -one.low, one.n) for one in wide]
     source = _effect(step, set_name, f"{metric}_delta_over_shuffled").source()
-    return [evidence.part("the same change beyond that of directions estimated from shuffled labels", upright, "above", 0.0, source)]
+    return [evidence.part("the same change beyond that of directions estimated from shuffled labels", upright, "above", 0.0, source, apart_range(metric, metric))]
 
 
 def _beyond_controls(evidence: Evidence, step: int, kind: str, set_name: str, metric: str, *, rises: bool) -> Part:
@@ -110,24 +112,24 @@ def _beyond_controls(evidence: Evidence, step: int, kind: str, set_name: str, me
     what = "share of control directions that do less"
     try:
         known = evidence.per_seed("intervention", "r2d2", step, set_name, f"{metric}_share_beaten", **_full_strength(evidence, kind))
-        return evidence.part(what, known, "above", BEYOND, _effect(step, set_name, f"{metric}_share_beaten").source())
+        return evidence.part(what, known, "above", BEYOND, _effect(step, set_name, f"{metric}_share_beaten").source(), SHARE)
     except Missing:  # tables of older versions: the percentile of the signed effect
         shares = []
     for one in evidence.per_seed("intervention", "r2d2", step, set_name, f"{metric}_percentile", **_full_strength(evidence, kind)):
         beaten = math.floor((one.value if rises else 1 - one.value) * one.n + 1e-9)
         shares.append(rate([True] * beaten + [False] * (one.n - beaten)))
-    return evidence.part(what, shares, "above", BEYOND, _effect(step, set_name, f"{metric}_percentile").source())
+    return evidence.part(what, shares, "above", BEYOND, _effect(step, set_name, f"{metric}_percentile").source(), SHARE)
 
 
 def _c11_aside(evidence: Evidence) -> str:
     step, kind, set_name, metric, _ = strongest(evidence)
-    largest = across_seeds(over_controls(evidence, step, kind, set_name, metric))
+    largest = across_seeds(over_controls(evidence, step, kind, set_name, metric), apart_range(metric, metric))
     return f"the largest change, {metric} on set {set_name} under {kind}, is {told(largest)} beyond the controls"
 
 
 def _c12_instead(evidence: Evidence) -> str:
     step, kind, *_ = strongest(evidence)
-    change = across_seeds(over_controls(evidence, step, kind, "audit", "utility_mean"))
+    change = across_seeds(over_controls(evidence, step, kind, "audit", "utility_mean"), range_of("utility_mean_delta"))
     return f"mean helpfulness changes by {told(change)} beyond the controls"
 
 
@@ -149,7 +151,8 @@ def _c12(evidence: Evidence) -> list[Part]:
     require(evidence, "r2d2", step, "admissible", INADMISSIBLE)
     effects = over_controls(evidence, step, kind, "audit", "utility_mean")
     what = f"change of mean helpfulness (0 to 2) under {kind} of R2D2 at step {step} beyond the controls' mean"
-    return [evidence.part(what, effects, "below", -USEFUL, _effect(step, "audit", "utility_mean_delta_over_controls").source())]
+    source = _effect(step, "audit", "utility_mean_delta_over_controls").source()
+    return [evidence.part(what, effects, "below", -USEFUL, source, range_of(source.metric))]
 
 
 CAUSE_CLAIMS = (

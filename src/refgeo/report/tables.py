@@ -27,6 +27,8 @@ _RATES = frozenset(
     "any_refusal_harmful_attacked affirmed degenerate unscored full_compliance partial_refusal full_refusal answered_right refusal "
     "strongreject utility_strict utility_lenient carrier_depth harmless_side".split()
 )
+_DIFFERENCES = frozenset({"harm_recognition", "adaptive_gap", "asr_replay_minus_own"})
+"""Differences of two shares."""
 BESIDE = {"value", "low", "high", "n", "seed", "note", "change_norm", "carrier_status", "statuses", "controls_used", "stopped"}
 BESIDE |= {"source_seed", "source_layer", "source_position", "source_status"}
 """Columns that do not tell the quantities of one seed apart."""
@@ -126,14 +128,26 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def range_of(metric: str) -> tuple[float, float]:
-    """What a quantity can be: shares lie in [0, 1], mean helpfulness in [0, 2], angles in [0, 90] degrees."""
-    if metric.removesuffix("_gated") in _RATES:
+    """What a quantity can be: shares lie in [0, 1], mean helpfulness in [0, 2], angles in [0, 90] degrees, and a change of a quantity
+    on the same prompts (``*_delta``, also beyond controls) within the width of its range."""
+    if metric.removesuffix("_gated") in _RATES or metric.endswith(("_share_beaten", "_percentile")):
         return 0.0, 1.0
+    if metric.removesuffix("_gated") in _DIFFERENCES:
+        return -1.0, 1.0
+    changed, delta, _ = metric.partition("_delta")
+    if delta:
+        return apart_range(changed, changed)
     if metric.startswith("principal_angle"):
         return 0.0, 90.0
     if metric.startswith(("subspace_overlap", "cka")):
         return 0.0, 1.0
     return (0.0, 2.0) if metric == "utility_mean" else (-math.inf, math.inf)
+
+
+def apart_range(later: str, earlier: str) -> tuple[float, float]:
+    """What ``later`` minus ``earlier`` can be."""
+    (low, high), (least, most) = range_of(later), range_of(earlier)
+    return low - most, high - least
 
 
 def estimates(rows: pd.DataFrame) -> list[Interval]:

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from refgeo.report.compare import across_seeds
+from refgeo.report.compare import ANY, across_seeds
 from refgeo.report.figures.style import Panel, arm_color, blank, color
 from refgeo.report.rules import number, told
-from refgeo.report.tables import Tables, arm_name, arm_order, estimates
+from refgeo.report.tables import Tables, arm_name, arm_order, estimates, range_of
 from refgeo.statistics import Interval
 
 DOSES = {"ablate_single": "share of the direction removed", "ablate_topk": "share of the subspace removed", "add": "amount added"}
@@ -74,7 +74,8 @@ def _at(rows: pd.DataFrame, anchor: tuple[str, int], metric: str, direction: str
 
 def _by_dose(rows: pd.DataFrame) -> dict[float, Interval]:
     """One estimate per dose over seeds; at dose 0 nothing changes, by construction."""
-    found = {dose: across_seeds(estimates(rows[rows["strength"] == dose])) for dose in _doses(rows)}
+    bounds = range_of(str(rows["metric"].iloc[0])) if len(rows) else ANY
+    found = {dose: across_seeds(estimates(rows[rows["strength"] == dose]), bounds) for dose in _doses(rows)}
     return dict(sorted({0.0: Interval(0.0, 0.0, 0.0, 1), **found}.items()))
 
 
