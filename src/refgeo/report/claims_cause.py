@@ -88,7 +88,10 @@ def _c11(evidence: Evidence) -> list[Part]:
     )
     source = _effect(step, set_name, f"{metric}_delta_over_controls").source()
     bounds = apart_range(metric, metric)
-    parts = [evidence.part(what, upright, "above", STEP, source, bounds), _beyond_controls(evidence, step, kind, set_name, metric, rises=sign > 0)]
+    parts = [
+        evidence.part(what, upright, "above", STEP, source, bounds),
+        _beyond_controls(evidence, step, kind, set_name, metric, rises=sign > 0),
+    ]
     return parts + _over_shuffled(evidence, step, kind, set_name, metric, sign, tests)
 
 
@@ -101,7 +104,16 @@ def _over_shuffled(evidence: Evidence, step: int, kind: str, set_name: str, metr
     wide = [widened(guarded(one, SPAN.get(metric, 1.0)), tests) for one in found]
     upright = [one if sign > 0 else Interval(-one.value, -one.high, -one.low, one.n) for one in wide]
     source = _effect(step, set_name, f"{metric}_delta_over_shuffled").source()
-    return [evidence.part("the same change beyond that of directions estimated from shuffled labels", upright, "above", 0.0, source, apart_range(metric, metric))]
+    return [
+        evidence.part(
+            "the same change beyond that of directions estimated from shuffled labels",
+            upright,
+            "above",
+            0.0,
+            source,
+            apart_range(metric, metric),
+        )
+    ]
 
 
 def _beyond_controls(evidence: Evidence, step: int, kind: str, set_name: str, metric: str, *, rises: bool) -> Part:

@@ -139,7 +139,9 @@ def _c10(evidence: Evidence) -> list[Part]:
     one, two = (evidence.at(place) for place in angles)
     apart = [unpaired(first, second) for first, second in zip(one, two, strict=False)]
     what = f"principal angle {LARGEST} of SFT minus that of R2D2 at step {step}, in degrees"
-    return [Part(what, across_seeds(apart, apart_range(metric, metric)), "above", FARTHER, seeds=len(apart), source=angles[0].source(angles[1]))]
+    return [
+        Part(what, across_seeds(apart, apart_range(metric, metric)), "above", FARTHER, seeds=len(apart), source=angles[0].source(angles[1]))
+    ]
 
 
 def _c10_aside(evidence: Evidence) -> str:

@@ -11,7 +11,6 @@ from scipy import stats
 
 from refgeo.statistics import CONFIDENCE, Interval, over_seeds, paired_difference, rate
 
-
 ANY = (-math.inf, math.inf)
 """The range of a quantity that knows none."""
 
