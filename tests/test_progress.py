@@ -141,6 +141,26 @@ def test_the_plan_says_what_why_and_how_much() -> None:
     assert "not made yet" in lines[3]
 
 
+def test_a_plan_tells_like_stages_together_and_fits_a_narrow_terminal() -> None:
+    anchors = [
+        replace(stage("stress", "sft", step, name=f"sft/{step}/stress"), seed=seed, work="64 behaviors x 500 attack steps x 512 candidates")
+        for seed in (1,)
+        for step in (24, 48, 120, 300)
+    ]
+    graph = Graph([TRAIN, stage("train", "sft", None, name="sft/train"), *anchors])
+    page = io.StringIO()
+    Console(file=page, width=80).print(
+        plan_table(
+            graph, {"train", anchors[0].id}, {"train": record(graph, "train", 60.0), anchors[0].id: record(graph, anchors[0].id, 7.0)}
+        )
+    )
+    text = page.getvalue()
+    assert re.search(r"r2d2 seed 1, train +1 done +1:00 in all", text)
+    assert re.search(r"sft seed 1, train +1 to run +not made yet", text)
+    assert re.search(r"stress +3 to run +not made yet +about 7\.0 s", text)
+    assert len(text.splitlines()) == 5
+
+
 def test_status_shows_what_another_process_does(tmp_path: Path) -> None:
     store, graph = Store(tmp_path), Graph([TRAIN, FIRST, SECOND])
     store.create("study")

@@ -29,22 +29,31 @@ COLUMNS = {"checkpoint": "w", **{measure: measure[0] for measure in layout.MEASU
 
 
 def plan_table(graph: Graph, done: set[str], records: Mapping[str, Record | None]) -> Table:
-    """Every stage, whether it would run, why, and what it would cost."""
+    """What would run, why, and what each would cost: stages of one kind that have all this in common share a line."""
     costs = learned(graph, records)
-    table = Table(box=None, pad_edge=False)
-    for column in ("stage", "state", "why", "cost"):
-        table.add_column(column, overflow="fold")
     stale = {name for name in graph.stages if name not in done}
+    groups: dict[tuple[str, str, str, str], list[Stage]] = {}
     for name, stage in graph.stages.items():
         if name in done:
-            record = records[name]
-            table.add_row(describe(stage), "done", "", duration(record.seconds) if record and stage.made_by is None else "", style="dim")
+            groups.setdefault((cost_key(stage), "done", "", ""), []).append(stage)
             continue
-        why = graph.reason(name, records.get(name))
         state = "waits" if any(other in stale for other in graph.before(name)) else "to run"
         known = costs.get(cost_key(stage)) if stage.made_by is None else None
         cost = f"about {duration(known)}" if known is not None else stage.work
-        table.add_row(describe(stage), state, why, cost)
+        groups.setdefault((cost_key(stage), state, graph.reason(name, records.get(name)), cost), []).append(stage)
+    table = _table()
+    table.add_column("stage", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for column in ("why", "cost of each"):
+        table.add_column(column, overflow="fold", ratio=1)
+    table.expand = True
+    for (kind, state, why, cost), stages in groups.items():
+        if state == "done":
+            spent = sum(record.seconds for stage in stages if stage.made_by is None and (record := records.get(stage.id)))
+            cost = f"{duration(spent)} in all" if spent else ""
+        name = describe(stages[0]) if len(stages) == 1 else kind.replace("_", " ")
+        table.add_row(name, str(len(stages)), state, why, cost, style="dim" if state == "done" else "")
     return table
 
 
