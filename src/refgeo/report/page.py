@@ -59,6 +59,7 @@ def render(
     answers: Sequence[Answer],
     paper_answers: Sequence[Answer],
     transcripts: Transcripts,
+    judge: judges.Trust,
 ) -> str:
     """The whole page as text. Everything from the run is escaped; scripts, styles and figure data are inlined."""
     arms = arm_order(study.train.arms)
@@ -79,7 +80,6 @@ def render(
         if anchor.is_reference:
             references.setdefault(anchor.arm, {})[anchor.seed] = anchor.step
     costs = methods.stage_costs(run)
-    judge = judges.trust(run, study, tables)
     compared = [beside.compare(tables, arm, study.anchors.steps, references.get(arm, {})) for arm in arms]
     frontiers = show("frontier", twins(frontier.frontier, tables), off["stress"])
     curves = show("curve", twins(lambda given: judges.beside_scores(behavior.curves(given), judge), tables))

@@ -71,6 +71,19 @@ def costs(stress: pd.DataFrame) -> list[Panel]:
     return panels
 
 
+def cost_rows(stress: pd.DataFrame) -> pd.DataFrame:
+    """The numbers of these panels as a table: where seeds differ in their places, each keeps its last value, which no other table has."""
+    rows = []
+    for cost in COSTS:
+        for metric in (cost.metric, f"{cost.metric}_gated"):
+            found = select(stress, "adaptive_gcg", metric)
+            for (arm, step), part in found.groupby(["arm", "step"]) if cost.column in found else ():
+                place = {"arm": arm, "step": step, "set": "adaptive_gcg", "metric": metric}
+                rows += [{**place, cost.column: at, **one._asdict()} for at, one in carried(part, cost.column).items()]
+    columns = ["arm", "step", "set", "metric", *(cost.column for cost in COSTS), "value", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def carried(rows: pd.DataFrame, column: str) -> Points:
     """Estimates over training seeds at every place that any seed has; a seed keeps its last value in between and after its end."""
     places = sorted(float(place) for place in rows[column].dropna().unique())

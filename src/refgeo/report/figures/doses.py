@@ -79,7 +79,7 @@ def _by_dose(rows: pd.DataFrame) -> dict[float, Interval]:
     return dict(sorted({0.0: Interval(0.0, 0.0, 0.0, 1), **found}.items()))
 
 
-def _bands(rows: pd.DataFrame) -> dict[float, Interval]:
+def control_bands(rows: pd.DataFrame) -> dict[float, Interval]:
     """Mean and middle 95% of the controls per dose, averaged over seeds: a spread of directions, no interval of an estimate."""
     found = {}
     for dose in _doses(rows):
@@ -99,7 +99,7 @@ def _dose_panel(rows: pd.DataFrame, metric: str, name: str, words: str, group: s
     for anchor in _anchors(rows):
         own = _by_dose(_at(rows, anchor, f"{metric}_delta"))
         control = _at(rows, anchor, f"{metric}_delta_controls")
-        band = _bands(control) if len(control) else {}
+        band = control_bands(control) if len(control) else {}
         title = f"{arm_name(anchor[0])} {anchor[1]}"
         if band:
             _band(figure, band, anchor[0])
