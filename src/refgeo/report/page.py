@@ -16,6 +16,7 @@ from refgeo import __version__
 from refgeo.config.schema import Study
 from refgeo.report import beside, judges, methods
 from refgeo.report.claim import Answer
+from refgeo.report.claims_cause import decisive_panels
 from refgeo.report.evidence import Evidence, Transcripts
 from refgeo.report.figures import behavior, cause, frontier, geometry, projection, stress, transfer
 from refgeo.report.figures.style import FONT, PALETTE, Panel
@@ -92,6 +93,7 @@ def render(
     effects, doses = show("effect", cause.effects(tables), off["intervention"]), dose_panels(tables, arms, taken)
     attacks = show("attack", twins(stress.attacks, tables), off["stress"])
     every += doses
+    decisive = decisive_panels(evidence)
     browser = browse(anchors, transcripts) if study.report.transcripts == "hidden" else None
     template = _environment().get_template("index.html.j2")
     return template.render(
@@ -104,7 +106,8 @@ def render(
         headline=headline(evidence),
         sentences=follow_up(evidence, answers),
         answers=[
-            (one, glyph(one.decisive), theirs, figure_of(one.claim.id, every)) for one, theirs in zip(answers, paper_answers, strict=True)
+            (one, glyph(one.decisive), theirs, figure_of(one.claim.id, every, decisive))
+            for one, theirs in zip(answers, paper_answers, strict=True)
         ],
         frontier=frontiers,
         curves=split(curves, FIRST_CURVES),

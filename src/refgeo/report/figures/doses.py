@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from refgeo.report.compare import ANY, across_seeds
-from refgeo.report.figures.style import Panel, arm_color, blank, color
+from refgeo.report.figures.style import Panel, arm_color, blank, color, label, spaced
 from refgeo.report.rules import number, told
 from refgeo.report.tables import Tables, arm_name, arm_order, estimates, range_of
 from refgeo.statistics import Interval
@@ -94,7 +94,8 @@ def _doses(rows: pd.DataFrame) -> list[float]:
 
 
 def _dose_panel(rows: pd.DataFrame, metric: str, name: str, words: str, group: str) -> Panel:
-    figure = blank(height=230, right=14)
+    figure = blank(height=230, right=46, left=54)
+    ends: dict[str, float] = {}
     table = [["anchor", "dose", "direction: change from baseline", "controls: mean, middle 95%, how many"]]
     for anchor in _anchors(rows):
         own = _by_dose(_at(rows, anchor, f"{metric}_delta"))
@@ -104,12 +105,17 @@ def _dose_panel(rows: pd.DataFrame, metric: str, name: str, words: str, group: s
         if band:
             _band(figure, band, anchor[0])
         _line(figure, own, title, anchor[0])
+        ends[anchor[0]] = list(own.values())[-1].value
         table += [[title, number(dose), told(one), told(band[dose]) if dose in band else "none"] for dose, one in own.items() if dose]
     figure.add_hline(y=0, line={"color": color("soft"), "width": 1}, layer="below")
+    heights = [end for trace in figure.data for end in trace.y]
+    last = max(_doses(rows), default=1.0)
+    for arm, height in spaced(ends, 0.1 * (max(heights) - min(heights))).items():
+        label(figure, arm_name(arm), last, height, arm_color(arm))
     figure.update_xaxes(title_text=words, nticks=6)
     figure.update_yaxes(title_text="change from baseline", nticks=5)
-    caption = "Line: the direction, with intervals. Band and dashes: the middle 95% and the mean of its random controls."
-    return Panel(name[0].upper() + name[1:], caption, figure, rows=table, group=group)
+    names = " and ".join(f"{arm_name(arm)} {step}" for arm, step in _anchors(rows))
+    return Panel(name[0].upper() + name[1:], f"{names}.", figure, rows=table, group=group)
 
 
 def _band(figure: go.Figure, band: dict[float, Interval], arm: str) -> None:
@@ -173,7 +179,7 @@ def _dots(whole: pd.DataFrame, rows: pd.DataFrame, anchor: tuple[str, int]) -> l
 def _tradeoff_panel(
     whole: pd.DataFrame, rows: pd.DataFrame, paths: dict[tuple[str, int], list[tuple[float, float, float]]], title: str
 ) -> Panel:
-    figure = blank(height=260, right=14)
+    figure = blank(height=260, right=14, left=54)
     table: list[Sequence[str]] = [["anchor", "utility lost per unit of refusal moved", "of its controls"]]
     for anchor, path in paths.items():
         name = f"{arm_name(anchor[0])} {anchor[1]}"
@@ -193,9 +199,11 @@ def _tradeoff_panel(
             text=[f"{name}, dose {number(point[0])}<br>refusal {number(point[1])}, utility {number(point[2])}" for point in path],
             hoverinfo="text",
         )
+        label(figure, arm_name(anchor[0]), path[-1][1], path[-1][2], arm_color(anchor[0]), xanchor="center", xshift=0, yshift=-12)
         prices = [estimates(_at(rows, anchor, f"any_refusal_price{suffix}")) for suffix in ("", "_controls")]
         table.append([name, *(told(across_seeds(found), len(found)) if found else "not defined: refusal is not moved" for found in prices)])
     for axis, words in ((figure.update_xaxes, "change of refusal of direct requests"), (figure.update_yaxes, "change of utility (0 to 2)")):
         axis(title_text=words, nticks=5, zeroline=True, zerolinecolor=color("soft"))
-    caption = "Along the dose, from the baseline at zero; larger dots are stronger doses. Gray: random controls at the same doses."
+    names = " and ".join(f"{arm_name(arm)} {step}" for arm, step in paths)
+    caption = f"{names}, along the dose; larger dots are stronger."
     return Panel(title[0].upper() + title[1:], caption, figure, rows=table, group="What moving refusal costs in utility")
