@@ -244,6 +244,19 @@ def test_c12(cost: float, verdict: str) -> None:
     assert ask("C12", evidence(effects={"utility_mean": cost})).verdict == verdict
 
 
+def test_over_seeds_no_share_leaves_its_range() -> None:
+    """Shares of 0.90, 0.95 and 1.00 have a t-interval up to 1.08; differences and scores are held by the same rule."""
+    parts = [evidence(beaten=beaten).tables for beaten in (0.9, 0.95, 1.0)]
+    seeds = [[table.assign(seed=seed) if len(table) else table for table in one] for seed, one in enumerate(parts, 1)]
+    found = ledger(Evidence(Tables(*(pd.concat(tables) if len(tables[0]) else tables[0] for tables in zip(*seeds, strict=True)))))
+    share = next(part for one in found if one.claim.id == "C11" for part in one.parts if part.what.startswith("share"))
+    assert (share.seeds, share.estimate.value, share.estimate.high) == (3, pytest.approx(0.95), 1.0)
+    bounded = [part for one in found for part in one.parts if one.claim.id in ("C3", "C7", "C11", "C13") and part.seeds == 3]
+    assert len(bounded) > 6
+    assert all(-2.0 <= part.estimate.low <= part.estimate.high <= 2.0 for part in bounded)
+    assert "1.08" not in " ".join(one.note for one in found)
+
+
 def test_c11_does_not_call_an_inadmissible_direction_a_carrier() -> None:
     found = ask("C11", evidence({("r2d2", 500, "admissible"): 0.0}))
     assert found.verdict == "undecided"

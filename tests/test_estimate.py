@@ -198,9 +198,9 @@ def test_a_classifier_reads_every_completion(tmp_path: Path) -> None:
     assert any(item.name == "cais/HarmBench-Llama-2-13b-cls" and item.bytes == pytest.approx(26e9, rel=0.01) for item in judged.downloads)
 
 
-def shown(found: Estimate) -> str:
+def shown(found: Estimate, width: int = 200) -> str:
     out = StringIO()
-    Console(file=out, width=200).print(estimate_report(found))
+    Console(file=out, width=width).print(estimate_report(found))
     return out.getvalue()
 
 
@@ -219,3 +219,14 @@ def test_a_report_shows_downloads_costs_and_what_they_rest_on(tmp_path: Path) ->
     pocket = shown(planned_cost(tmp_path, "pocket"))
     assert "Downloads" not in pocket
     assert "measured with the model's tokenizer" in pocket
+
+
+def test_a_narrow_terminal_wraps_no_number(tmp_path: Path) -> None:
+    """At 80 columns a row of costs is one line, and what each stage counts is told below, not in a column of twelve characters."""
+    found = planned_cost(tmp_path, "mistral-7b")
+    lines = shown(found, width=80).splitlines()
+    assert max(map(len, lines)) <= 80
+    first = next(place for place, line in enumerate(lines) if line.startswith("stages "))
+    assert [line.split()[0] for line in lines[first + 1 :][: len(found.rows)]] == [one.kind.split()[0] for one in found.rows]
+    assert lines[first + 1 + len(found.rows)].startswith("total ")
+    assert any(line.strip() == "- behavior: 2,623 completions of 512 tokens" for line in lines)

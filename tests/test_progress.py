@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from refgeo.study import progress
 from refgeo.study.graph import Graph, Record, Stage
 from refgeo.study.progress import Progress, Reporter
 from refgeo.study.schedule import Schedule
-from refgeo.study.screen import RunScreen, describe, duration, fraction, how_far, remaining, running
+from refgeo.study.screen import RunScreen, describe, duration, fraction, how_far, remaining, running, running_table
 from refgeo.study.store import Store
-from refgeo.study.tables import anchor_table, plan_table, work_table
+from refgeo.study.tables import COLUMNS, MARKS, anchor_table, kind_table, legend, plan_table
 
 
 class Clock:
@@ -140,6 +141,26 @@ def test_the_plan_says_what_why_and_how_much() -> None:
     assert "not made yet" in lines[3]
 
 
+def test_a_plan_tells_like_stages_together_and_fits_a_narrow_terminal() -> None:
+    anchors = [
+        replace(stage("stress", "sft", step, name=f"sft/{step}/stress"), seed=seed, work="64 behaviors x 500 attack steps x 512 candidates")
+        for seed in (1,)
+        for step in (24, 48, 120, 300)
+    ]
+    graph = Graph([TRAIN, stage("train", "sft", None, name="sft/train"), *anchors])
+    page = io.StringIO()
+    Console(file=page, width=80).print(
+        plan_table(
+            graph, {"train", anchors[0].id}, {"train": record(graph, "train", 60.0), anchors[0].id: record(graph, anchors[0].id, 7.0)}
+        )
+    )
+    text = page.getvalue()
+    assert re.search(r"r2d2 seed 1, train +1 done +1:00 in all", text)
+    assert re.search(r"sft seed 1, train +1 to run +not made yet", text)
+    assert re.search(r"stress +3 to run +not made yet +about 7\.0 s", text)
+    assert len(text.splitlines()) == 5
+
+
 def test_status_shows_what_another_process_does(tmp_path: Path) -> None:
     store, graph = Store(tmp_path), Graph([TRAIN, FIRST, SECOND])
     store.create("study")
@@ -149,10 +170,48 @@ def test_status_shows_what_another_process_does(tmp_path: Path) -> None:
     ((active, state),) = running(store, graph, set())
     assert (active, state is not None and state.done) == (TRAIN, 12)
     records = store.records(graph.stages.values())
-    assert "12/40 loss 1.5" in shown(work_table(store, graph, set(), records))
-    anchors = shown(anchor_table(store, graph, set(), records))
-    assert "r2d2 seed 1 step 5" in anchors
-    assert anchors.count("waits") == 2
+    assert re.search(r"train +running", shown(kind_table(store, graph, set(), records)))
+    assert re.search(r"r2d2 seed 1, train +12/40 .*loss 1\.5", shown(running_table(store, graph, set())))
+    first, second = shown(anchor_table(store, graph, set(), records)).splitlines()[1:]
+    assert first.split()[:4] == ["r2d2", "1", "5", "."]
+    assert second.split() == ["9", "."]
+    assert "waiting" in legend(store, graph, set(), records).plain
+    assert "running" not in legend(store, graph, set(), records).plain  # no anchor has a stage that runs
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_status_of_a_large_study_has_one_line_per_anchor(tmp_path: Path, width: int) -> None:
+    """Three seeds of two arms with five anchors and nine kinds of work each: no cell is wrapped or cut, whatever its state."""
+    kinds, anchors = (
+        list(COLUMNS),
+        [(arm, seed, step) for arm in ("sft", "r2d2") for seed in (201, 202, 203) for step in (24, 48, 120, 300, 500)],
+    )
+    named = [
+        replace(stage(kind, arm, step, name=f"{arm}/{seed}/{step}/{kind}"), seed=seed) for arm, seed, step in anchors for kind in kinds
+    ]
+    store, graph = Store(tmp_path), Graph([TRAIN, *named])
+    store.create("study")
+    records: dict[str, Record | None] = {one.id: replace(record(graph, one.id, 1.0), fingerprint="old") for one in named[:9]}
+    store.claim(named[9]).take()
+    Reporter(store.progress(named[9]))(5443, 14256, "completions " * 30)
+    done = {"train"}
+    page = io.StringIO()
+    parts = (kind_table(store, graph, done, records), anchor_table(store, graph, done, records), legend(store, graph, done, records))
+    Console(file=page, width=width).print(*parts, running_table(store, graph, done), sep="\n")
+    lines = page.getvalue().splitlines()
+    rows = [line for line in lines if re.match(r"(sft|r2d2)? +(20\d)? +\d+ [.~>]", line)]
+    assert len(rows) == len(anchors)
+    assert rows[0].split() == ["sft", "201", "24", *("~" * 9)]
+    assert rows[1].split() == ["48", ">", *("." * 8)]
+    assert len(lines) == 2 + (1 + 30) + 4 + 2
+    assert max(map(len, lines)) <= width
+    assert "5443/14256" in lines[-1]
+    assert {"> running", ". waiting", "~ stale"} <= {part.strip() for part in lines[33].split("   ")}
+
+
+def test_every_kind_of_work_has_a_letter_and_every_state_a_mark_of_its_own() -> None:
+    assert len(set(COLUMNS.values())) == len(COLUMNS)
+    assert len({mark for mark, _ in MARKS.values()}) == len(MARKS)
 
 
 def test_without_a_terminal_there_are_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,7 @@ def test_the_files_that_others_build_on(run: Path, index: Path) -> None:
     assert index == run / "report" / "index.html"
     names = {file.name for file in (run / "report" / "tables").iterdir()}
     tables = {"behavior", "geometry", "intervention", "stress", "transfer", "projection", "points", "claims", "scan", "over_seeds"}
+    tables |= {"parts", "paper", "paper_claims", "attack_cost", "judge_floor", "judge_unscored", "costs"}
     assert {f"{name}.csv" for name in tables} == names
     claims = pd.read_csv(run / "report" / "tables" / "claims.csv")
     assert {"claim", "verdict", "effect", "low", "high", "n", "note"} <= set(claims.columns)

@@ -148,7 +148,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_tables(study: Path, whole: 
     assert not (cell / "train" / STAGE).exists(), "the kill came after the training"
     assert not (run / "report").exists()
     kept = json.loads(saved[0].read_text())["log"]
-    assert "waits" in refgeo("status", run)
+    assert "waiting" in refgeo("status", run)
 
     refgeo("run", study, *OVERRIDES, "-o", run)
 

@@ -106,7 +106,10 @@ def test_ranges() -> None:
     assert range_of("asr_fixed_gated") == (0.0, 1.0)
     assert range_of("utility_mean") == (0.0, 2.0)
     assert range_of("principal_angle_2_floor") == (0.0, 90.0)
-    assert range_of("harm_recognition")[0] == -np.inf
+    assert range_of("harm_recognition") == range_of("any_refusal_delta_over_controls") == (-1.0, 1.0)
+    assert range_of("utility_mean_delta") == (-2.0, 2.0)
+    assert range_of("any_refusal_share_beaten") == (0.0, 1.0)
+    assert range_of("effective_rank")[0] == -np.inf
 
 
 def test_a_broken_table_says_which_and_what_to_do(tmp_path: Path) -> None:

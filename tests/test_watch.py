@@ -61,6 +61,14 @@ def test_a_stage_that_is_being_replaced_costs_one_look() -> None:
     assert page.getvalue().strip().endswith("2 of 2")
 
 
+def test_a_live_display_begins_with_what_runs() -> None:
+    page = io.StringIO()
+    looks = iter([Look(Text("tables, news"), False, True, live=Text("news, tables")), look("the end", finished=True)])
+    watch(Console(file=page, width=80, force_terminal=True), lambda: next(looks), True, lambda seconds: None)
+    assert "news, tables" in page.getvalue()
+    assert "tables, news" not in page.getvalue()
+
+
 def test_a_run_is_worked_on_while_a_session_is_held(tmp_path: Path) -> None:
     store = Store(tmp_path / "run")
     store.create("study")

@@ -8,11 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from refgeo.config.schema import Study
-from refgeo.report.claims import claims_table, ledger
+from refgeo.report.claims import ledger
 from refgeo.report.claims_added import load_claims
 from refgeo.report.evidence import Evidence
+from refgeo.report.judges import trust
 from refgeo.report.page import render
 from refgeo.report.paper import paper_tables
+from refgeo.report.sources import write_sources
 from refgeo.report.tables import collect, read_transcripts, write_csv
 from refgeo.study.layout import Measure, anchors
 
@@ -42,8 +44,9 @@ def build_report(run: Path, study: Study, out: Path) -> Path:
     answers = ledger(evidence, added)
     paper_answers = ledger(Evidence(paper_tables()), added)
     write_csv(tables, out / "tables")
-    claims_table(answers).to_csv(out / "tables" / "claims.csv", index=False)
-    page = render(run, study, found, tables, evidence, answers, paper_answers, transcripts)
+    judge = trust(run, study, tables)
+    write_sources(run, out / "tables", tables, answers, paper_answers, judge)
+    page = render(run, study, found, tables, evidence, answers, paper_answers, transcripts, judge)
     index = out / INDEX
     index.write_text(page, encoding="utf-8")
     return index

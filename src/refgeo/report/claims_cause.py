@@ -10,14 +10,18 @@ from refgeo.report.claims_behavior import STEP, USEFUL
 from refgeo.report.claims_geometry import require
 from refgeo.report.compare import across_seeds, guarded, widened
 from refgeo.report.evidence import Evidence, Place
+from refgeo.report.figures.doses import CURVES, TITLES
+from refgeo.report.figures.style import slug
 from refgeo.report.rules import Missing, Part, told
-from refgeo.report.tables import estimates
+from refgeo.report.tables import apart_range, estimates, range_of
 from refgeo.statistics import Interval, rate
 
 INADMISSIBLE = "no candidate is admissible, so what was removed is the direction of largest effect and no carrier,"
+NAMES = {metric: name for _, metric, name in CURVES}
 ABLATIONS = ("ablate_single", "ablate_topk")
 SPAN = {"utility_mean": 2.0}
 """The largest change of one prompt, where it is not 1."""
+SHARE = (0.0, 1.0)
 CHANGED = (("fixed", "asr_fixed"), ("direct", "any_refusal"), ("xstest_safe", "any_refusal_safe"))
 """What an ablation may change, named before looking: (set, metric)."""
 
@@ -42,6 +46,16 @@ def strongest(evidence: Evidence) -> tuple[int, str, str, str, int]:
         raise Missing(f"no effect over controls (intervention.csv, *_delta_over_controls) was measured at step {late[-1]}")
     _, kind, set_name, metric = max(found)
     return late[-1], kind, set_name, metric, len(found)
+
+
+def decisive_panels(evidence: Evidence) -> dict[str, str]:
+    """How the names of the panels begin that show what C11 and C12 rest on; none without interventions."""
+    try:
+        _, kind, _, metric, _ = strongest(evidence)
+    except Missing:
+        return {}
+    names = {"C11": NAMES[metric], "C12": NAMES["utility_mean"]}
+    return {claim: slug(f"effect {TITLES[kind]} {name}") for claim, name in names.items()}
 
 
 def over_controls(evidence: Evidence, step: int, kind: str, set_name: str, metric: str) -> list[Interval]:
@@ -82,11 +96,13 @@ def _c11(evidence: Evidence) -> list[Part]:
     sign = _sign(evidence, step, kind, set_name, metric)
     upright = [one if sign > 0 else Interval(-one.value, -one.high, -one.low, one.n) for one in effects]
     direction = "rise" if sign > 0 else "fall"
-    what = (
-        f"{direction} of {metric} on set {set_name} under {kind} of R2D2 at step {step} beyond the controls' mean (the largest of {tests})"
-    )
+    what = f"{direction} of {NAMES[metric]} on {TITLES[kind]} of R2D2 at step {step}, beyond the controls' mean (the largest of {tests}),"
     source = _effect(step, set_name, f"{metric}_delta_over_controls").source()
-    parts = [evidence.part(what, upright, "above", STEP, source), _beyond_controls(evidence, step, kind, set_name, metric, rises=sign > 0)]
+    bounds = apart_range(metric, metric)
+    parts = [
+        evidence.part(what, upright, "above", STEP, source, bounds),
+        _beyond_controls(evidence, step, kind, set_name, metric, rises=sign > 0),
+    ]
     return parts + _over_shuffled(evidence, step, kind, set_name, metric, sign, tests)
 
 
@@ -99,7 +115,16 @@ def _over_shuffled(evidence: Evidence, step: int, kind: str, set_name: str, metr
     wide = [widened(guarded(one, SPAN.get(metric, 1.0)), tests) for one in found]
     upright = [one if sign > 0 else Interval(-one.value, -one.high, -one.low, one.n) for one in wide]
     source = _effect(step, set_name, f"{metric}_delta_over_shuffled").source()
-    return [evidence.part("the same change beyond that of directions estimated from shuffled labels", upright, "above", 0.0, source)]
+    return [
+        evidence.part(
+            "the same change beyond that of directions estimated from shuffled labels",
+            upright,
+            "above",
+            0.0,
+            source,
+            apart_range(metric, metric),
+        )
+    ]
 
 
 def _beyond_controls(evidence: Evidence, step: int, kind: str, set_name: str, metric: str, *, rises: bool) -> Part:
@@ -110,24 +135,24 @@ def _beyond_controls(evidence: Evidence, step: int, kind: str, set_name: str, me
     what = "share of control directions that do less"
     try:
         known = evidence.per_seed("intervention", "r2d2", step, set_name, f"{metric}_share_beaten", **_full_strength(evidence, kind))
-        return evidence.part(what, known, "above", BEYOND, _effect(step, set_name, f"{metric}_share_beaten").source())
+        return evidence.part(what, known, "above", BEYOND, _effect(step, set_name, f"{metric}_share_beaten").source(), SHARE)
     except Missing:  # tables of older versions: the percentile of the signed effect
         shares = []
     for one in evidence.per_seed("intervention", "r2d2", step, set_name, f"{metric}_percentile", **_full_strength(evidence, kind)):
         beaten = math.floor((one.value if rises else 1 - one.value) * one.n + 1e-9)
         shares.append(rate([True] * beaten + [False] * (one.n - beaten)))
-    return evidence.part(what, shares, "above", BEYOND, _effect(step, set_name, f"{metric}_percentile").source())
+    return evidence.part(what, shares, "above", BEYOND, _effect(step, set_name, f"{metric}_percentile").source(), SHARE)
 
 
 def _c11_aside(evidence: Evidence) -> str:
     step, kind, set_name, metric, _ = strongest(evidence)
-    largest = across_seeds(over_controls(evidence, step, kind, set_name, metric))
-    return f"the largest change, {metric} on set {set_name} under {kind}, is {told(largest)} beyond the controls"
+    largest = across_seeds(over_controls(evidence, step, kind, set_name, metric), apart_range(metric, metric))
+    return f"the largest change, of {NAMES[metric]} on {TITLES[kind]}, is {told(largest)} beyond the controls"
 
 
 def _c12_instead(evidence: Evidence) -> str:
     step, kind, *_ = strongest(evidence)
-    change = across_seeds(over_controls(evidence, step, kind, "audit", "utility_mean"))
+    change = across_seeds(over_controls(evidence, step, kind, "audit", "utility_mean"), range_of("utility_mean_delta"))
     return f"mean helpfulness changes by {told(change)} beyond the controls"
 
 
@@ -148,8 +173,9 @@ def _c12(evidence: Evidence) -> list[Part]:
     step, kind, *_ = strongest(evidence)
     require(evidence, "r2d2", step, "admissible", INADMISSIBLE)
     effects = over_controls(evidence, step, kind, "audit", "utility_mean")
-    what = f"change of mean helpfulness (0 to 2) under {kind} of R2D2 at step {step} beyond the controls' mean"
-    return [evidence.part(what, effects, "below", -USEFUL, _effect(step, "audit", "utility_mean_delta_over_controls").source())]
+    what = f"change of mean helpfulness (0 to 2) on {TITLES[kind]} of R2D2 at step {step}, beyond the controls' mean,"
+    source = _effect(step, "audit", "utility_mean_delta_over_controls").source()
+    return [evidence.part(what, effects, "below", -USEFUL, source, range_of(source.metric))]
 
 
 CAUSE_CLAIMS = (

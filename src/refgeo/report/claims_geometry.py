@@ -10,7 +10,7 @@ from refgeo.report.claims_behavior import STEP, fixed, hardest
 from refgeo.report.compare import across_seeds, ratio, unpaired
 from refgeo.report.evidence import Evidence, Place
 from refgeo.report.rules import Missing, Part, told
-from refgeo.report.tables import arm_name
+from refgeo.report.tables import apart_range, arm_name, range_of
 from refgeo.statistics import Interval
 
 MIDDLE = 0.50
@@ -74,8 +74,9 @@ def _c7(evidence: Evidence) -> list[Part]:
 
 def _deep(evidence: Evidence, step: int, side: str) -> Part:
     name = f"carrier depth of R2D2 at step {step}"
+    source = _depth("r2d2", step).source()
     return evidence.part(
-        name, depth(evidence, "r2d2", step), "above" if side == "above" else "below", MIDDLE, _depth("r2d2", step).source()
+        name, depth(evidence, "r2d2", step), "above" if side == "above" else "below", MIDDLE, source, range_of(source.metric)
     )
 
 
@@ -90,8 +91,8 @@ def _c8(evidence: Evidence) -> list[Part]:
     apart = [unpaired(one, two) for one, two in zip(depth(evidence, "r2d2", step), depth(evidence, "sft", step), strict=False)]
     return [
         Part(
-            f"carrier depth of r2d2 minus that of SFT at step {step}",
-            across_seeds(apart),
+            f"carrier depth of R2D2 minus that of SFT at step {step}",
+            across_seeds(apart, apart_range("carrier_depth", "carrier_depth")),
             "above",
             DEEPER,
             seeds=len(apart),
@@ -138,7 +139,9 @@ def _c10(evidence: Evidence) -> list[Part]:
     one, two = (evidence.at(place) for place in angles)
     apart = [unpaired(first, second) for first, second in zip(one, two, strict=False)]
     what = f"principal angle {LARGEST} of SFT minus that of R2D2 at step {step}, in degrees"
-    return [Part(what, across_seeds(apart), "above", FARTHER, seeds=len(apart), source=angles[0].source(angles[1]))]
+    return [
+        Part(what, across_seeds(apart, apart_range(metric, metric)), "above", FARTHER, seeds=len(apart), source=angles[0].source(angles[1]))
+    ]
 
 
 def _c10_aside(evidence: Evidence) -> str:

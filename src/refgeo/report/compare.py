@@ -11,6 +11,9 @@ from scipy import stats
 
 from refgeo.statistics import CONFIDENCE, Interval, over_seeds, paired_difference, rate
 
+ANY = (-math.inf, math.inf)
+"""The range of a quantity that knows none."""
+
 
 class OverSeeds(Interval):
     """An estimate over several training seeds, with the estimates of the single seeds that it was made of."""
@@ -90,7 +93,7 @@ def widened(interval: Interval, tests: int) -> Interval:
     return Interval(interval.value, low, high, interval.n)
 
 
-def across_seeds(seeds: Sequence[Interval], bounds: tuple[float, float] = (-math.inf, math.inf)) -> Interval:
+def across_seeds(seeds: Sequence[Interval], bounds: tuple[float, float] = ANY) -> Interval:
     """One estimate from several training seeds that share their prompts.
 
     The value is the mean. Its half-widths add, in quadrature, the t-interval over seeds and the mean within-seed half-width: prompts

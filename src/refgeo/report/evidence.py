@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from refgeo.report.compare import across_seeds, paired_means, paired_rates, rate_among, unpaired, widened
+from refgeo.report.compare import ANY, across_seeds, paired_means, paired_rates, rate_among, unpaired, widened
 from refgeo.report.outcomes import by_prompt, chosen
 from refgeo.report.rules import Missing, Part, Relation, Source
-from refgeo.report.tables import BESIDE, Tables, arm_name, estimates, range_of
+from refgeo.report.tables import BESIDE, Tables, apart_range, arm_name, estimates, range_of
 from refgeo.statistics import Interval
 from refgeo.study.layout import Measure
 
@@ -160,9 +160,17 @@ class Evidence:
         estimate = across_seeds(adjusted, range_of(cell.metric))
         return Part(cell.name, estimate, relation, margin, premise=premise, seeds=len(adjusted), source=place.source())
 
-    def part(self, what: str, seeds: Sequence[Interval], relation: Relation, margin: float, source: Source | None = None) -> Part:
-        """One estimate per seed, put together and held against a margin."""
-        return Part(what, across_seeds(seeds), relation, margin, seeds=len(seeds), source=source)
+    def part(
+        self,
+        what: str,
+        seeds: Sequence[Interval],
+        relation: Relation,
+        margin: float,
+        source: Source | None = None,
+        bounds: tuple[float, float] = ANY,
+    ) -> Part:
+        """One estimate per seed, put together and held against a margin. ``bounds``: what the quantity can be."""
+        return Part(what, across_seeds(seeds, bounds), relation, margin, seeds=len(seeds), source=source)
 
     def place(self, cell: Cell) -> Place:
         """Where the tables summarize a cell; an adaptive attack at its full budget."""
@@ -197,7 +205,7 @@ class Evidence:
             sides = (across_seeds(one, range_of(place.metric)) for one, place in ((first, later), (second, earlier)))
             apart = widened(unpaired(*sides), tests)
             return Part(f"{what} (unpaired)", apart, relation, margin, seeds=min(len(first), len(second)), source=source)
-        joined = across_seeds([widened(pair, tests) for pair in known])
+        joined = across_seeds([widened(pair, tests) for pair in known], apart_range(later.metric, earlier.metric))
         return Part(what, joined, relation, margin, seeds=len(known), source=source)
 
     def budget(self, arm: str, step: int, attack: str = "adaptive_gcg") -> int:

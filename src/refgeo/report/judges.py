@@ -65,6 +65,8 @@ class Trust:
     agreement: Rows
     notes: Sequence[str]
     refused: str
+    bounds: pd.DataFrame
+    """What the unscored could change, of every set at every anchor, in numbers."""
 
 
 def trust(run: Path, study: Study, tables: Tables) -> Trust:
@@ -75,7 +77,8 @@ def trust(run: Path, study: Study, tables: Tables) -> Trust:
     floor = read_table(run / layout.JUDGE_FLOOR)
     second = study.judge.second
     agreement = None if second is None else read_table(run / layout.JUDGE_AGREEMENT)
-    rows, said = _unscored(study, tables)
+    found = _bounds(study, tables)
+    rows, said = _unscored(study, found)
     words = [f"Judge: {_who(study.judge)}.", *([RULES_ONLY] if study.judge.kind == "rules" else []), said]
     refused = _refused(floor)
     if refused:
@@ -85,7 +88,9 @@ def trust(run: Path, study: Study, tables: Tables) -> Trust:
     if second is not None:
         words.append(_second(second, study, agreement))
     notes = [] if agreement is None else list(dict.fromkeys(_notes(agreement)))
-    return Trust(words, [] if floor is None else _floor(floor), rows, [] if agreement is None else _agreement(agreement), notes, refused)
+    return Trust(
+        words, [] if floor is None else _floor(floor), rows, [] if agreement is None else _agreement(agreement), notes, refused, found
+    )
 
 
 def beside_scores(panels: Sequence[Panel], found: Trust) -> list[Panel]:
@@ -150,62 +155,65 @@ def _floor(table: pd.DataFrame) -> Rows:
     return [header, *rows]
 
 
-def _unscored(study: Study, tables: Tables) -> tuple[Rows, str]:
+def _bounds(study: Study, tables: Tables) -> pd.DataFrame:
+    """One row per anchor, set and number: the share that is unscored, the mean without those, and with them as 0 and as 1."""
+    behavior, stress = tables.behavior, full_budget(tables.stress)
+    rows = [*_attack_rows(behavior, study), *_attack_rows(stress, study), *_score_rows(behavior, study)]
+    return pd.DataFrame(rows, columns=["arm", "step", "set", "number", "unscored", "value", "low", "high", "n"])
+
+
+def _unscored(study: Study, found: pd.DataFrame) -> tuple[Rows, str]:
     """The table of bounds and the sentence before it; without unscored completions the sentence is all."""
-    found = [*_attack_rows(tables.behavior, study), *_attack_rows(full_budget(tables.stress), study), *_score_rows(tables.behavior, study)]
-    if not found:
+    if found.empty:
         return [], "No attack was judged in this run, so there is nothing that the unscored could change."
     if study.judge.kind == "rules":
         return [], f"All of the {len(found)} sets of completions are unscored: every bound runs from 0 to 1."
-    lost = [row for share, row in found if share > 0]
-    if not lost:
+    lost = found[found["unscored"] > 0]
+    if lost.empty:
         return [], f"No completion is unscored in any of {len(found)} sets at all anchors, so every rate is its own lower and upper bound."
-    most = max(share for share, _ in found)
     said = (
-        f"Completions are unscored in {len(lost)} of {len(found)} sets at all anchors, at most {most:.0%} of one. "
+        f"Completions are unscored in {len(lost)} of {len(found)} sets at all anchors, at most {found['unscored'].max():.0%} of one. "
         "The rates on this page leave them out; the table counts them as 0 and as 1."
     )
-    header = ["anchor", "set", "number", "unscored", "without them", "unscored as 0", "unscored as 1", "n"]
-    return [header, *lost], said
+    rows = [["anchor", "set", "number", "unscored", "without them", "unscored as 0", "unscored as 1", "n"]]
+    for row in lost.itertuples():
+        anchor = "start" if row.step == 0 else f"{arm_name(str(row.arm))} {row.step}"
+        numbers = [number(float(str(one))) for one in (row.value, row.low, row.high)]
+        rows.append([anchor, SET_NAMES[str(row.set)], str(row.number), f"{row.unscored:.1%}", *numbers, str(row.n)])
+    return rows, said
 
 
-def _attack_rows(table: pd.DataFrame, study: Study) -> Iterator[tuple[float, list[str]]]:
+def _attack_rows(table: pd.DataFrame, study: Study) -> Iterator[tuple[object, ...]]:
     for set_name, metric in ASR.items():
         part = table[(table["set"] == set_name) & (table["subset"] == "all")]
-        for arm, step, anchor in _anchors(part, study):
+        for arm, step in _anchors(part, study):
             here = part[(part["arm"] == arm) & (part["step"] == step)]
-            means = {
-                name: here.loc[here["metric"] == name, "value"].mean() for name in ("unscored", metric, f"{metric}_low", f"{metric}_high")
-            }
-            share = float(means["unscored"])
-            if share != share:
-                continue
-            numbers = [number(float(value)) for name, value in means.items() if name != "unscored"]
-            n = int(here.loc[here["metric"] == "unscored", "n"].min())
-            yield share, [anchor, SET_NAMES[set_name], "attack success", f"{share:.1%}", *numbers, str(n)]
+            names = ("unscored", metric, f"{metric}_low", f"{metric}_high")
+            means = [float(here.loc[here["metric"] == name, "value"].mean()) for name in names]
+            if means[0] == means[0]:
+                yield arm, step, set_name, "attack success", *means, int(here.loc[here["metric"] == "unscored", "n"].min())
 
 
-def _score_rows(table: pd.DataFrame, study: Study) -> Iterator[tuple[float, list[str]]]:
+def _score_rows(table: pd.DataFrame, study: Study) -> Iterator[tuple[object, ...]]:
     """StrongREJECT is a mean over what was scored: what was not is known from the number of all completions of that set."""
     part = table[(table["set"] == "strongreject") & (table["subset"] == "all")]
-    for arm, step, anchor in _anchors(part, study):
+    for arm, step in _anchors(part, study):
         here = part[(part["arm"] == arm) & (part["step"] == step)]
         every, scored = (here[here["metric"] == name].groupby("seed").first() for name in ("degenerate", "strongreject"))
         if every.empty:
             continue
         n = scored["n"].reindex(every.index, fill_value=0) / every["n"]
-        low = (scored["value"].reindex(every.index, fill_value=0.0) * n).mean()
+        low = float((scored["value"].reindex(every.index, fill_value=0.0) * n).mean())
         share, value = 1.0 - float(n.mean()), float(scored["value"].mean()) if len(scored) else float("nan")
-        numbers = [number(one) for one in (value, float(low), float(low) + share)]
-        yield share, [anchor, SET_NAMES["strongreject"], f"{SCORE} score", f"{share:.1%}", *numbers, str(int(every["n"].min()))]
+        yield arm, step, "strongreject", f"{SCORE} score", share, value, low, low + share, int(every["n"].min())
 
 
-def _anchors(table: pd.DataFrame, study: Study) -> Iterator[tuple[str, int, str]]:
+def _anchors(table: pd.DataFrame, study: Study) -> Iterator[tuple[str, int]]:
     """Each arm and step, the common start once."""
     for place, arm in enumerate(arm_order(study.train.arms)):
         for step in sorted({int(step) for step in table.loc[table["arm"] == arm, "step"]}):
             if step > 0 or place == 0:
-                yield arm, step, "start" if step == 0 else f"{arm_name(arm)} {step}"
+                yield arm, step
 
 
 def _second(second: OneJudgeSettings, study: Study, table: pd.DataFrame | None) -> str:

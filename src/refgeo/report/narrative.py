@@ -10,6 +10,7 @@ from refgeo.report.claims_behavior import adaptive, direct, fixed, overrefusal, 
 from refgeo.report.compare import across_seeds, has_interval
 from refgeo.report.evidence import Cell, Evidence
 from refgeo.report.rules import Missing, interval_text, number
+from refgeo.report.tables import range_of
 from refgeo.statistics import Interval
 
 NONSENSE = 0.2
@@ -118,10 +119,10 @@ def _other_arm(evidence: Evidence) -> Sentence:
 
 def _recognition(evidence: Evidence) -> Sentence:
     last = evidence.last("r2d2")
-    part = evidence.part("", evidence.per_seed("behavior", "r2d2", last, "tails", "harm_recognition", tail="all"), "above", 0.0)
+    seeds = evidence.per_seed("behavior", "r2d2", last, "tails", "harm_recognition", tail="all")
     return [
         f"With equal suffixes R2D2 at step {last} refused harmful prompts more often than safe ones by ",
-        figure(part.estimate, rate=False),
+        figure(across_seeds(seeds, range_of("harm_recognition")), rate=False),
         " (difference of the two shares).",
     ]
 

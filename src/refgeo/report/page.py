@@ -16,6 +16,7 @@ from refgeo import __version__
 from refgeo.config.schema import Study
 from refgeo.report import beside, judges, methods
 from refgeo.report.claim import Answer
+from refgeo.report.claims_cause import decisive_panels
 from refgeo.report.evidence import Evidence, Transcripts
 from refgeo.report.figures import behavior, cause, frontier, geometry, projection, stress, transfer
 from refgeo.report.figures.style import FONT, PALETTE, Panel
@@ -59,6 +60,7 @@ def render(
     answers: Sequence[Answer],
     paper_answers: Sequence[Answer],
     transcripts: Transcripts,
+    judge: judges.Trust,
 ) -> str:
     """The whole page as text. Everything from the run is escaped; scripts, styles and figure data are inlined."""
     arms = arm_order(study.train.arms)
@@ -79,7 +81,6 @@ def render(
         if anchor.is_reference:
             references.setdefault(anchor.arm, {})[anchor.seed] = anchor.step
     costs = methods.stage_costs(run)
-    judge = judges.trust(run, study, tables)
     compared = [beside.compare(tables, arm, study.anchors.steps, references.get(arm, {})) for arm in arms]
     frontiers = show("frontier", twins(frontier.frontier, tables), off["stress"])
     curves = show("curve", twins(lambda given: judges.beside_scores(behavior.curves(given), judge), tables))
@@ -92,6 +93,7 @@ def render(
     effects, doses = show("effect", cause.effects(tables), off["intervention"]), dose_panels(tables, arms, taken)
     attacks = show("attack", twins(stress.attacks, tables), off["stress"])
     every += doses
+    decisive = decisive_panels(evidence)
     browser = browse(anchors, transcripts) if study.report.transcripts == "hidden" else None
     template = _environment().get_template("index.html.j2")
     return template.render(
@@ -104,7 +106,8 @@ def render(
         headline=headline(evidence),
         sentences=follow_up(evidence, answers),
         answers=[
-            (one, glyph(one.decisive), theirs, figure_of(one.claim.id, every)) for one, theirs in zip(answers, paper_answers, strict=True)
+            (one, glyph(one.decisive), theirs, figure_of(one.claim.id, every, decisive))
+            for one, theirs in zip(answers, paper_answers, strict=True)
         ],
         frontier=frontiers,
         curves=split(curves, FIRST_CURVES),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from types import MappingProxyType
 
 import pandas as pd
 
 from refgeo.report.figures import doses
-from refgeo.report.figures.style import Panel
+from refgeo.report.figures.style import Panel, slug
 from refgeo.report.tables import Tables, arm_name
 
 GATED = "_gated"
@@ -99,14 +100,10 @@ def split(shown: Sequence[Shown], titles: Sequence[str]) -> tuple[list[Shown], l
     return first, [one for one in shown if one not in first]
 
 
-def figure_of(claim: str, shown: Sequence[Shown]) -> Shown | None:
-    """The panel that shows what a claim is about; None where this page has none."""
-    return next((one for one in shown if claim in CLAIM_PANELS and one.name.startswith(CLAIM_PANELS[claim])), None)
-
-
-def slug(text: str) -> str:
-    """``Refusal of safe prompts`` -> ``refusal-of-safe-prompts``."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "panel"
+def figure_of(claim: str, shown: Sequence[Shown], decisive: Mapping[str, str] = MappingProxyType({})) -> Shown | None:
+    """The panel that shows what a claim is about; None where this page has none. ``decisive``: of claims that choose what they look at."""
+    begins = decisive.get(claim, CLAIM_PANELS.get(claim))
+    return next((one for one in shown if begins is not None and one.name.startswith(begins)), None)
 
 
 def _placed(prefix: str, panel: Panel, count: str, arms: Sequence[str], taken: set[str], *, steps: bool) -> Shown:

@@ -27,6 +27,8 @@ _RATES = frozenset(
     "any_refusal_harmful_attacked affirmed degenerate unscored full_compliance partial_refusal full_refusal answered_right refusal "
     "strongreject utility_strict utility_lenient carrier_depth harmless_side".split()
 )
+_DIFFERENCES = frozenset({"harm_recognition", "adaptive_gap", "asr_replay_minus_own"})
+"""Differences of two shares."""
 BESIDE = {"value", "low", "high", "n", "seed", "note", "change_norm", "carrier_status", "statuses", "controls_used", "stopped"}
 BESIDE |= {"source_seed", "source_layer", "source_position", "source_status"}
 """Columns that do not tell the quantities of one seed apart."""
@@ -99,10 +101,13 @@ def write_csv(tables: Tables, folder: Path) -> None:
 def aggregate(table: pd.DataFrame) -> pd.DataFrame:
     """One row per quantity over training seeds, the start and incomplete quantities included.
 
-    ``mean`` with its t-interval over seeds (``seeds_low``, ``seeds_high``; NaN for one seed), beside the mean within-seed bounds
-    (``within_low``, ``within_high``) and the smallest within-seed ``n``. Where a carrier lies may differ from seed to seed, so its
+    ``mean`` with the interval that the page shows (``low``, ``high``: ``compare.across_seeds``), and what that is made of: the t-interval
+    over seeds (``seeds_low``, ``seeds_high``; NaN for one seed), the mean within-seed bounds (``within_low``, ``within_high``), the least
+    and the largest seed (``least``, ``most``) and the smallest within-seed ``n``. Where a carrier lies may differ from seed to seed, so its
     layer and position do not tell its rows apart.
     """
+    if "source_seed" in table:  # the start meets strings of all seeds; as step 0 of one seed it shows those of that seed
+        table = table[table["source_seed"].isna() | (table["source_seed"] == table["seed"])]
     keys = [column for column in table.columns if column not in BESIDE]
     numbers = table.assign(**{name: pd.to_numeric(table[name]).astype("float64") for name in ("value", "low", "high", "n")})
     own_place = table["set"].isin(["carrier", "nearest", "best_effect"])
@@ -115,25 +120,49 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
         mean=("value", "mean"),
         spread=("value", "std"),
         seeds=("value", "count"),
+        least=("value", "min"),
+        most=("value", "max"),
+        bounded=("low", "count"),
         within_low=("low", "mean"),
         within_high=("high", "mean"),
         n=("n", "min"),
     ).reset_index()
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, (found["seeds"] - 1).clip(lower=1)) * found["spread"] / np.sqrt(found["seeds"].clip(lower=1))
-    found = found.assign(seeds_low=found["mean"] - half, seeds_high=found["mean"] + half)
-    order = ["arm", "step", "set", "subset", "metric", "mean", "seeds_low", "seeds_high", "seeds", "within_low", "within_high", "n"]
+    mean, seeds = found["mean"], found["seeds"]
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, (seeds - 1).clip(lower=1)) * found["spread"] / np.sqrt(seeds.clip(lower=1))
+    bounded = found["bounded"] == seeds
+    below, above = ((mean - found["within_low"]).where(bounded, 0.0), (found["within_high"] - mean).where(bounded, 0.0))
+    least, most = (found["metric"].map(lambda metric, end=end: range_of(str(metric))[end]).astype("float64") for end in (0, 1))
+    joint = bounded | (seeds >= 3)
+    low, high = (mean - np.hypot(half, below)).clip(lower=least), (mean + np.hypot(half, above)).clip(upper=most)
+    found = found.assign(seeds_low=mean - half, seeds_high=mean + half)
+    found["low"] = found["within_low"].where(seeds < 2, low.where(joint))
+    found["high"] = found["within_high"].where(seeds < 2, high.where(joint))
+    order = ["arm", "step", "set", "subset", "metric", "mean", "low", "high", "seeds", "seeds_low", "seeds_high", "least", "most"]
+    order += ["within_low", "within_high", "n"]
     return found[[*order, *(key for key in keys if key not in order)]]
 
 
 def range_of(metric: str) -> tuple[float, float]:
-    """What a quantity can be: shares lie in [0, 1], mean helpfulness in [0, 2], angles in [0, 90] degrees."""
-    if metric.removesuffix("_gated") in _RATES:
+    """What a quantity can be: shares lie in [0, 1], mean helpfulness in [0, 2], angles in [0, 90] degrees, and a change of a quantity
+    on the same prompts (``*_delta``, also beyond controls) within the width of its range."""
+    if metric.removesuffix("_gated") in _RATES or metric.endswith(("_share_beaten", "_percentile")):
         return 0.0, 1.0
+    if metric.removesuffix("_gated") in _DIFFERENCES:
+        return -1.0, 1.0
+    changed, delta, _ = metric.partition("_delta")
+    if delta:
+        return apart_range(changed, changed)
     if metric.startswith("principal_angle"):
         return 0.0, 90.0
     if metric.startswith(("subspace_overlap", "cka")):
         return 0.0, 1.0
     return (0.0, 2.0) if metric == "utility_mean" else (-math.inf, math.inf)
+
+
+def apart_range(later: str, earlier: str) -> tuple[float, float]:
+    """What ``later`` minus ``earlier`` can be."""
+    (low, high), (least, most) = range_of(later), range_of(earlier)
+    return low - most, high - least
 
 
 def estimates(rows: pd.DataFrame) -> list[Interval]:

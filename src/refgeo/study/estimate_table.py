@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -15,21 +17,29 @@ def estimate_report(estimate: Estimate) -> Group:
     if estimate.downloads:
         parts += [download_table(estimate), Text()]
     if estimate.rows:
-        parts += [cost_table(estimate), Text()]
-    parts += [Text("What this rests on"), *(Text(f"- {line}") for line in estimate.basis)]
-    return Group(*parts)
+        counted = [f"{row.kind}: {row.counted}" for row in estimate.rows if row.counted]
+        parts += [cost_table(estimate), Text(), *listed("Counted in each stage", counted), Text()]
+    return Group(*parts, *listed("What this rests on", estimate.basis))
+
+
+def listed(title: str, lines: Iterable[str]) -> list[Table | Text]:
+    """A list whose long lines go on below their own beginning."""
+    table = Table.grid(padding=(0, 1, 0, 0))
+    for line in lines:
+        table.add_row("-", Text(line))
+    return [Text(title), table]
 
 
 def download_table(estimate: Estimate) -> Table:
     """What comes over the network, unless it is in the hub cache or ``data.bundle`` names a bundle."""
     table = Table(title="Downloads (what is in the hub cache is not fetched again)", title_justify="left", box=None, pad_edge=False)
-    for column in ("what", "from"):
-        table.add_column(column, overflow="fold")
+    table.add_column("what", no_wrap=True)
+    table.add_column("from", overflow="fold")
     table.add_column("about", justify="right", no_wrap=True)
     for item in estimate.downloads:
         table.add_row(Text(item.name), Text(item.source), "?" if item.bytes is None else size(item.bytes))
     unknown = any(item.bytes is None for item in estimate.downloads)
-    table.add_row("total", "", ("more than " if unknown else "") + size(estimate.downloaded), style="bold")
+    table.add_row("total", "", ("> " if unknown else "") + size(estimate.downloaded), style="bold")
     return table
 
 
@@ -40,17 +50,16 @@ def cost_table(estimate: Estimate) -> Table:
     table.add_column("stages", overflow="fold")
     for column in ("n", "forward", "backward", "FLOPs", "GPU hours", "disk"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("counted in each", overflow="fold")
     for row in estimate.rows:
         table.add_row(*_cells(row))
     table.add_row(*_cells(estimate.total), style="bold")
     return table
 
 
-def _cells(row: Row) -> tuple[str | Text, ...]:
+def _cells(row: Row) -> tuple[str, ...]:
     """An unknown number is a question mark; nothing at all is a blank."""
     flops = "?" if row.flops is None else f"{row.flops:.1e}" if row.flops else ""
-    return row.kind, str(row.stages), tokens(row.forward), tokens(row.backward), flops, hours(row.hours), size(row.disk), Text(row.counted)
+    return row.kind, str(row.stages), tokens(row.forward), tokens(row.backward), flops, hours(row.hours), size(row.disk)
 
 
 def tokens(count: float) -> str:

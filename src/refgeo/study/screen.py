@@ -10,6 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from refgeo.study import progress
 from refgeo.study.graph import Graph, Record, Stage
@@ -61,12 +62,8 @@ class RunScreen:
     def _table(self, schedule: Schedule) -> Table:
         left = remaining(schedule.graph, schedule.done, schedule.records)
         title = f"{len(schedule.done)} of {len(schedule.graph.stages)} stages, {duration(time.monotonic() - self._begun)}"
-        table = Table(title=title + (f", {duration(left)} of work left" if left else ""), title_justify="left", box=None, pad_edge=False)
-        for column in ("stage", "progress", "left", ""):
-            table.add_column(column, no_wrap=True)
-        for stage, state in running(self._store, schedule.graph, schedule.done):
-            bar, left_here, note = ("", "", "starting") if state is None else (fraction(state), duration(state.eta()), state.note)
-            table.add_row(describe(stage), bar, left_here, note)
+        table = running_table(self._store, schedule.graph, schedule.done)
+        table.title = title + (f", {duration(left)} of work left" if left else "")
         return table
 
     def _say(self, text: str) -> None:
@@ -79,6 +76,18 @@ def running(store: Store, graph: Graph, done: Iterable[str]) -> list[tuple[Stage
     """The stages that a living process works on, here or elsewhere, and how far they are."""
     busy = store.busy(graph.stages.values()) - set(done)
     return [(stage, progress.read(store.progress(stage))) for stage in graph.stages.values() if stage.id in busy]
+
+
+def running_table(store: Store, graph: Graph, done: Iterable[str]) -> Table:
+    """One line per stage that a living process works on; what it notes is cut where the line ends, nothing else ever is."""
+    table = Table(box=None, pad_edge=False, title_justify="left", expand=True)
+    for column in ("running", "progress", "left"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("", no_wrap=True, overflow="ellipsis", ratio=1)
+    for stage, state in running(store, graph, done):
+        bar, left, note = ("", "", "starting") if state is None else (fraction(state), duration(state.eta()), state.note)
+        table.add_row(describe(stage), bar, left, Text(note))
+    return table
 
 
 def remaining(graph: Graph, done: set[str], records: Mapping[str, Record | None]) -> float | None:

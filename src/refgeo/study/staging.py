@@ -24,7 +24,7 @@ VERSIONS = {
     "replay": 1,
     "judge_floor": 1,
     "judge_agreement": 1,
-    "report": 3,
+    "report": 4,
 }
 """Raise a number when the code of that stage changes what it computes: results of older code are then made again."""
 

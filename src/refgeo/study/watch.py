@@ -15,8 +15,9 @@ from rich.text import Text
 from refgeo.config.schema import Study
 from refgeo.study.locks import Lock
 from refgeo.study.run import open_study
+from refgeo.study.screen import duration, remaining, running_table
 from refgeo.study.store import STATE, Store
-from refgeo.study.tables import anchor_table, number_table, work_table
+from refgeo.study.tables import anchor_table, kind_table, legend
 
 EVERY = 2.0
 """Seconds between looks at the folder."""
@@ -24,11 +25,20 @@ EVERY = 2.0
 
 @dataclass(frozen=True)
 class Look:
-    """What is seen at one moment. ``at_work``: a living process holds the folder, here or on another machine."""
+    """What is seen at one moment. ``at_work``: a living process holds the folder, here or on another machine.
+
+    ``shown`` ends with what runs, where a terminal stands after printing; ``live`` begins with it, for a window may be too low for all.
+    """
 
     shown: RenderableType
     finished: bool
     at_work: bool
+    live: RenderableType | None = None
+
+    @property
+    def refreshed(self) -> RenderableType:
+        """What a live display shows."""
+        return self.shown if self.live is None else self.live
 
 
 def look(study: Study, run: Path, builder: str) -> Look:
@@ -36,10 +46,16 @@ def look(study: Study, run: Path, builder: str) -> Look:
     store, graph = open_study(study, run, builder)
     records = store.records(graph.stages.values())
     done = graph.done(records)
-    tables = (work_table(store, graph, done, records), anchor_table(store, graph, done, records), number_table(store, graph, done))
-    shown: list[RenderableType] = [part for table in tables if table.row_count for part in (table, Text())]
-    shown.append(Text(f"{len(done)} of {len(graph.stages)} stages done."))
-    return Look(Group(*shown), len(done) == len(graph.stages), at_work(store))
+    kinds, anchors = kind_table(store, graph, done, records), anchor_table(store, graph, done, records)
+    whole: list[RenderableType] = [kinds, Text()]
+    if anchors.row_count:
+        whole += [anchors, legend(store, graph, done, records), Text()]
+    now = running_table(store, graph, done)
+    left = remaining(graph, done, records)
+    words = f"{len(done)} of {len(graph.stages)} stages done" + (f", about {duration(left)} of work left" if left else "") + "."
+    news: list[RenderableType] = [*([now, Text()] if now.row_count else []), Text(words)]
+    finished = len(done) == len(graph.stages)
+    return Look(Group(*whole, *news), finished, at_work(store), live=Group(*news, Text(), *whole))
 
 
 def at_work(store: Store) -> bool:
@@ -54,12 +70,12 @@ def watch(console: Console, see: Callable[[], Look], patient: bool, sleep: Calla
     """
     seen = see()
     try:
-        with Live(seen.shown, console=console, auto_refresh=False, transient=True) as live:
+        with Live(seen.refreshed, console=console, auto_refresh=False, transient=True) as live:
             while not seen.finished and (patient or seen.at_work):
                 sleep(EVERY)
                 with suppress(FileNotFoundError):  # A stage is put in its place just now: the last look stays.
                     seen = see()
-                live.update(seen.shown, refresh=True)
+                live.update(seen.refreshed, refresh=True)
     except KeyboardInterrupt:
         pass
     console.print(seen.shown)

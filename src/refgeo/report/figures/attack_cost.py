@@ -71,6 +71,19 @@ def costs(stress: pd.DataFrame) -> list[Panel]:
     return panels
 
 
+def cost_rows(stress: pd.DataFrame) -> pd.DataFrame:
+    """The numbers of these panels as a table: where seeds differ in their places, each keeps its last value, which no other table has."""
+    rows = []
+    for cost in COSTS:
+        for metric in (cost.metric, f"{cost.metric}_gated"):
+            found = select(stress, "adaptive_gcg", metric)
+            for (arm, step), part in found.groupby(["arm", "step"]) if cost.column in found else ():
+                place = {"arm": arm, "step": step, "set": "adaptive_gcg", "metric": metric}
+                rows += [{**place, cost.column: at, **one._asdict()} for at, one in carried(part, cost.column).items()]
+    columns = ["arm", "step", "set", "metric", *(cost.column for cost in COSTS), "value", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def carried(rows: pd.DataFrame, column: str) -> Points:
     """Estimates over training seeds at every place that any seed has; a seed keeps its last value in between and after its end."""
     places = sorted(float(place) for place in rows[column].dropna().unique())
@@ -89,13 +102,13 @@ def _panel(rows: pd.DataFrame, cost: Cost, arm: str) -> Panel:
     after = sorted(step for step in lines if step)
     ends: dict[str, float] = {}
     shown = [["anchor", cost.axis, "share"]]
+    places = sorted({place for points in lines.values() for place in points})
     for step, points in sorted(lines.items()):
         name = "start" if step == 0 else str(step)
         strength = 1.0 if step == 0 else 0.35 + 0.65 * (after.index(step) + 1) / len(after)
-        _draw(figure, arm, name, points, strength, cost)
+        _draw(figure, arm, name, to_the_end(points, places[-1], cost), strength, cost)
         ends[name] = list(points.values())[-1].value
         shown += [["start" if step == 0 else f"step {step}", f"{place:g}", told(one)] for place, one in points.items()]
-    places = sorted({place for points in lines.values() for place in points})
     last = max(places[-1], 1e-9)
     for name, height in spaced(ends, 0.09, 0.0, 1.0).items():
         ink = color("soft") if name == "start" else arm_color(arm)
@@ -103,10 +116,21 @@ def _panel(rows: pd.DataFrame, cost: Cost, arm: str) -> Panel:
     if cost.log:
         decades = range(math.ceil(math.log10(max(places[0], 1e-9)) - 1e-9), math.floor(math.log10(last) + 1e-9) + 1)
         ticks = [10.0**decade for decade in decades]
-        figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:,.0f}" if tick < 1e5 else f"{tick:.0e}" for tick in ticks])
+        figure.update_xaxes(
+            type="log",
+            tickvals=ticks,
+            ticktext=[f"{tick:,.0f}" if tick < 1e5 else f"10<sup>{math.log10(tick):.0f}</sup>" for tick in ticks],
+        )
     figure.update_xaxes(title_text=cost.axis)
     figure.update_yaxes(range=[-0.04, 1.04], nticks=6)
     return Panel(f"{arm_name(arm)}: {cost.title}", cost.caption, figure, rows=shown)
+
+
+def to_the_end(points: Points, last: float, cost: Cost) -> Points:
+    """A line that has reached its end, every behavior broken, goes on level to the edge, where its name stands."""
+    end = list(points.values())[-1]
+    whole = 0.0 if cost.metric == "survival" else 1.0
+    return {**points, last: end} if end.value == whole else points
 
 
 def _draw(figure: go.Figure, arm: str, name: str, points: Points, strength: float, cost: Cost) -> None:

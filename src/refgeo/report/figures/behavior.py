@@ -8,7 +8,7 @@ from refgeo.report.compare import across_seeds
 from refgeo.report.figures.curves import Line, by_step, curve, full_budget, select
 from refgeo.report.figures.style import Panel, arm_color, blank, color, whiskers
 from refgeo.report.rules import told
-from refgeo.report.tables import Tables, arm_name, arm_order, estimates
+from refgeo.report.tables import Tables, arm_name, arm_order, estimates, range_of
 from refgeo.statistics import Interval
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -153,4 +153,4 @@ def _dumbbells(table: pd.DataFrame, arm: str, step: int) -> Panel:
 
 
 def _over(rows: pd.DataFrame) -> Interval:
-    return across_seeds(estimates(rows))
+    return across_seeds(estimates(rows), range_of(str(rows["metric"].iloc[0])))

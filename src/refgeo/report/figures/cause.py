@@ -48,6 +48,12 @@ class _Strip:
         """The paired effect of the anchor's own direction, one per seed."""
         return estimates(self._own(arm, step))
 
+    def band(self, arm: str, step: int) -> str:
+        """Mean and middle 95% of the random directions in words, averaged over seeds."""
+        chosen = self.rows[(self.rows["metric"] == f"{self.metric}_delta_controls") & (self.rows["arm"] == arm)]
+        chosen = chosen[(chosen["step"] == step) & (chosen["direction"] == "carrier")]
+        return next((told(one) for dose, one in doses.control_bands(chosen).items() if dose), "none")
+
     def admissible(self, arm: str, step: int) -> bool:
         """Whether that direction is an admissible candidate in every seed, not one that stands in for lack of any."""
         own = self._own(arm, step)
@@ -73,7 +79,9 @@ def effects(tables: Tables) -> list[Panel]:
     panels = []
     for group, chosen in _kinds(whole):
         for set_name, metric, words in doses.CURVES:
-            rows = chosen[(chosen["set"] == set_name) & chosen["metric"].isin([metric, f"{metric}_delta"])]
+            rows = chosen[
+                (chosen["set"] == set_name) & chosen["metric"].isin([metric, *(f"{metric}_delta{end}" for end in ("", "_controls"))])
+            ]
             base = whole[(whole["intervention"] == "baseline") & (whole["set"] == set_name) & (whole["metric"] == metric)]
             if rows.empty or base.empty:
                 continue
@@ -110,7 +118,7 @@ def _decisive(kind: str, strengths: Sequence[float]) -> list[float]:
 def _panel(strip: _Strip, words: str, group: str) -> Panel:
     anchors = strip.anchors()
     figure = blank(height=66 + 27 * len(anchors), left=84, right=12)
-    rows = [["anchor", "direction: change from baseline", "random directions: median, middle 95%, how many"]]
+    rows = [["anchor", "direction: change from baseline", "random directions: mean, middle 95%, how many"]]
     names = ["start" if step == 0 else f"{arm_name(arm)} {step}" for arm, step in anchors]
     reach = [-0.05, 0.05]
     for row, ((arm, step), name) in enumerate(zip(anchors, names, strict=True)):
@@ -131,9 +139,7 @@ def _panel(strip: _Strip, words: str, group: str) -> Panel:
         ink = color("other") if step == 0 else arm_color(arm)
         _effects(figure, row, name, carried, ink, "diamond" if strip.admissible(arm, step) else "diamond-open")
         reach += [*controls, *(end for one in carried for end in one[:3] if np.isfinite(end))]
-        middle, low, high = np.quantile(controls, [0.5, 0.025, 0.975]).tolist() if controls else (np.nan, np.nan, np.nan)
-        spread = told(Interval(middle, low, high, len(controls))) if controls else "none"
-        rows.append([name, "; ".join(told(one) for one in carried) or "none", spread])
+        rows.append([name, "; ".join(told(one) for one in carried) or "none", strip.band(arm, step)])
     figure.add_vline(x=0, line={"color": color("soft"), "width": 1}, layer="below")
     pad = 0.06 * (max(reach) - min(reach))
     figure.update_xaxes(range=[min(reach) - pad, max(reach) + pad], showgrid=True, title_text="change from baseline", nticks=4)

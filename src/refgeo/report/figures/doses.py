@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from refgeo.report.compare import across_seeds
-from refgeo.report.figures.style import Panel, arm_color, blank, color
+from refgeo.report.compare import ANY, across_seeds
+from refgeo.report.figures.style import Panel, arm_color, blank, color, label, spaced
 from refgeo.report.rules import number, told
-from refgeo.report.tables import Tables, arm_name, arm_order, estimates
+from refgeo.report.tables import Tables, arm_name, arm_order, estimates, range_of
 from refgeo.statistics import Interval
 
 DOSES = {"ablate_single": "share of the direction removed", "ablate_topk": "share of the subspace removed", "add": "amount added"}
@@ -74,11 +74,12 @@ def _at(rows: pd.DataFrame, anchor: tuple[str, int], metric: str, direction: str
 
 def _by_dose(rows: pd.DataFrame) -> dict[float, Interval]:
     """One estimate per dose over seeds; at dose 0 nothing changes, by construction."""
-    found = {dose: across_seeds(estimates(rows[rows["strength"] == dose])) for dose in _doses(rows)}
+    bounds = range_of(str(rows["metric"].iloc[0])) if len(rows) else ANY
+    found = {dose: across_seeds(estimates(rows[rows["strength"] == dose]), bounds) for dose in _doses(rows)}
     return dict(sorted({0.0: Interval(0.0, 0.0, 0.0, 1), **found}.items()))
 
 
-def _bands(rows: pd.DataFrame) -> dict[float, Interval]:
+def control_bands(rows: pd.DataFrame) -> dict[float, Interval]:
     """Mean and middle 95% of the controls per dose, averaged over seeds: a spread of directions, no interval of an estimate."""
     found = {}
     for dose in _doses(rows):
@@ -93,22 +94,28 @@ def _doses(rows: pd.DataFrame) -> list[float]:
 
 
 def _dose_panel(rows: pd.DataFrame, metric: str, name: str, words: str, group: str) -> Panel:
-    figure = blank(height=230, right=14)
+    figure = blank(height=230, right=46, left=54)
+    ends: dict[str, float] = {}
     table = [["anchor", "dose", "direction: change from baseline", "controls: mean, middle 95%, how many"]]
     for anchor in _anchors(rows):
         own = _by_dose(_at(rows, anchor, f"{metric}_delta"))
         control = _at(rows, anchor, f"{metric}_delta_controls")
-        band = _bands(control) if len(control) else {}
+        band = control_bands(control) if len(control) else {}
         title = f"{arm_name(anchor[0])} {anchor[1]}"
         if band:
             _band(figure, band, anchor[0])
         _line(figure, own, title, anchor[0])
+        ends[anchor[0]] = list(own.values())[-1].value
         table += [[title, number(dose), told(one), told(band[dose]) if dose in band else "none"] for dose, one in own.items() if dose]
     figure.add_hline(y=0, line={"color": color("soft"), "width": 1}, layer="below")
+    heights = [end for trace in figure.data for end in trace.y]
+    last = max(_doses(rows), default=1.0)
+    for arm, height in spaced(ends, 0.1 * (max(heights) - min(heights))).items():
+        label(figure, arm_name(arm), last, height, arm_color(arm))
     figure.update_xaxes(title_text=words, nticks=6)
     figure.update_yaxes(title_text="change from baseline", nticks=5)
-    caption = "Line: the direction, with intervals. Band and dashes: the middle 95% and the mean of its random controls."
-    return Panel(name[0].upper() + name[1:], caption, figure, rows=table, group=group)
+    names = " and ".join(f"{arm_name(arm)} {step}" for arm, step in _anchors(rows))
+    return Panel(name[0].upper() + name[1:], f"{names}.", figure, rows=table, group=group)
 
 
 def _band(figure: go.Figure, band: dict[float, Interval], arm: str) -> None:
@@ -172,7 +179,7 @@ def _dots(whole: pd.DataFrame, rows: pd.DataFrame, anchor: tuple[str, int]) -> l
 def _tradeoff_panel(
     whole: pd.DataFrame, rows: pd.DataFrame, paths: dict[tuple[str, int], list[tuple[float, float, float]]], title: str
 ) -> Panel:
-    figure = blank(height=260, right=14)
+    figure = blank(height=260, right=14, left=54)
     table: list[Sequence[str]] = [["anchor", "utility lost per unit of refusal moved", "of its controls"]]
     for anchor, path in paths.items():
         name = f"{arm_name(anchor[0])} {anchor[1]}"
@@ -192,9 +199,11 @@ def _tradeoff_panel(
             text=[f"{name}, dose {number(point[0])}<br>refusal {number(point[1])}, utility {number(point[2])}" for point in path],
             hoverinfo="text",
         )
+        label(figure, arm_name(anchor[0]), path[-1][1], path[-1][2], arm_color(anchor[0]), xanchor="center", xshift=0, yshift=-12)
         prices = [estimates(_at(rows, anchor, f"any_refusal_price{suffix}")) for suffix in ("", "_controls")]
         table.append([name, *(told(across_seeds(found), len(found)) if found else "not defined: refusal is not moved" for found in prices)])
     for axis, words in ((figure.update_xaxes, "change of refusal of direct requests"), (figure.update_yaxes, "change of utility (0 to 2)")):
         axis(title_text=words, nticks=5, zeroline=True, zerolinecolor=color("soft"))
-    caption = "Along the dose, from the baseline at zero; larger dots are stronger doses. Gray: random controls at the same doses."
+    names = " and ".join(f"{arm_name(arm)} {step}" for arm, step in paths)
+    caption = f"{names}, along the dose; larger dots are stronger."
     return Panel(title[0].upper() + title[1:], caption, figure, rows=table, group="What moving refusal costs in utility")

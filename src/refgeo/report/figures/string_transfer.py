@@ -37,7 +37,7 @@ def transfer(stress: pd.DataFrame) -> list[Panel]:
             pair = source, target
             if pair in cells:
                 shown.append([_name(source), _name(target), *(told(part[pair]) if pair in part else "" for part in (cells, gated, apart))])
-    figure = blank(height=110 + 34 * len(anchors), left=76, right=16, bottom=64)
+    figure = blank(height=110 + 34 * len(anchors), left=96, right=16, bottom=64)
     figure.add_heatmap(
         x=names,
         y=names,
@@ -66,7 +66,7 @@ def transfer(stress: pd.DataFrame) -> list[Panel]:
                     x=_name(target), y=_name(source), text=number(value), showarrow=False, font={"size": 11, "color": ink}
                 )
     figure.update_xaxes(title_text="tried on", tickangle=-40, ticks="")
-    figure.update_yaxes(title_text="found at", autorange="reversed", showgrid=False)
+    figure.update_yaxes(title_text="found at", autorange="reversed", showgrid=False, ticks="")
     return [Panel(TITLE, CAPTION, figure, rows=shown, wide=True)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,6 +147,11 @@ def whiskers(points: Sequence[Interval], limits: tuple[float, float], arm: str) 
         "thickness": 1,
         "width": 0,
     }
+
+
+def slug(text: str) -> str:
+    """``Refusal of safe prompts`` -> ``refusal-of-safe-prompts``."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "panel"
 
 
 def reason(table: str, quantity: str = "") -> str:

@@ -38,7 +38,7 @@ EFFECTS = (
         "KL (nats) of the next token on safe probes. A direction that is large here breaks more than refusal.",
     ),
 )
-MANY = 11
+MANY = 8
 """Anchors from which on a matrix takes the whole width."""
 
 
