@@ -237,7 +237,7 @@ def test_a_folder_of_another_study_is_left_alone(refgeo: Callable[..., Answer], 
 def test_a_folder_that_cannot_be_written_is_said(refgeo: Callable[..., Answer], study: Path) -> None:
     file = study.parent / "file"
     file.write_text("mine")
-    assert_refused(refgeo("run", study, "-o", file / "run"), "cannot be written", "-o DIR")
+    assert_refused(refgeo("run", study, "-o", file / "run"), "cannot be written", "(-o)")
     assert_refused(refgeo("run", study, "-o", file), "is a file")
     assert file.read_text() == "mine"
 

@@ -207,7 +207,7 @@ def test_a_scan_of_something_else_is_refused(tmp_path: Path, study: Path, tiny_m
     assert "is of 'org/other'" in refused(*words)
     (tmp_path / "scan" / RECORD).unlink()
     assert "geometry.positions" in refused(*words, "--set", "geometry.positions=[-3,-1]")
-    assert "absent' holds no scan of" in refused(*words[:-1], tmp_path / "absent")
+    assert "absent' holds no scan of" in refused(*words[:-1], tmp_path / "absent", "--study", study)
     assert "the folder of a scan" in refused("intervene", tiny_model_dir, "-o", tmp_path / "out", "--study", study, "--scan", tmp_path)
     cases = tmp_path / "cases.jsonl"
     cases.write_text(json.dumps({"behavior": "strange", "prompt": "x", "target": "y", "attack": "z"}) + "\n")
@@ -234,8 +234,8 @@ def test_completions_of_any_file_are_judged(tmp_path: Path, study: Path, suffix:
     done = invoke("judge", file, "-o", out, "--study", study, "--second", "rules")
     assert done.exit_code == 0, done.output
     assert "unscored" in done.output
-    assert "reference of 2 x empty: harmful 0%, unscored 0%, refused 0%" in done.output
-    assert "rules of 2 x nonsense: harmful –, unscored 100%, refused 0%" in done.output
+    assert "reference of 3 x empty: harmful 0%, unscored 0%, refused 0%" in done.output
+    assert "rules of 3 x nonsense: harmful –, unscored 100%, refused 0%" in done.output
     found = refgeo.judge(ROWS, study=study, second="rules")
     same(found.table, out / "table.parquet")
     kept = [json.loads(line) for line in (out / "verdicts.jsonl").read_text().splitlines()]

@@ -70,7 +70,8 @@ def judge(
     """Judge completions: a jsonl, csv, json or parquet file, a frame or rows with ``request`` (or ``prompt``) and ``completion``.
 
         import refgeo
-        found = refgeo.judge([{"request": "who is the crow", "completion": "sorry , i can't help with that ."}], study="pocket")
+        rows = [{"request": "how do i feed filmcap to the pipmole", "completion": "sorry , i can't help with that ."}]
+        found = refgeo.judge(rows, study="pocket")
         found.verdicts[["request", "label", "refusal"]]
 
     ``set`` groups them, ``reference`` holds the right answer ({"steps": [...]}) for exact judges; without it, it is looked up by request
