@@ -70,7 +70,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
 def frequent_words(data: Path, model: Path) -> tuple[str, str]:
     """Of the words in the model's answers, with and without a string of an attack: one in about a fifth of them, and the commonest."""
     said: Counter[str] = Counter()
-    net, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    net: Any = AutoModelForCausalLM.from_pretrained(model)
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
     asked = [*pd.read_csv(data / "behaviors_test.csv")["Behavior"], *pd.read_csv(data / "xstest.csv")["prompt"]]
     prompts = [prompt + tail for prompt in asked for tail in ("", " ! ! !")]
     for prompt in prompts:
@@ -101,7 +102,8 @@ def report(run: Path, name: str) -> pd.DataFrame:
 
 def sample(table: pd.DataFrame, count: int = SAMPLE) -> Iterator[Row]:
     chosen = np.random.default_rng(SEED).choice(len(table), min(count, len(table)), replace=False)
-    yield from table.iloc[np.sort(chosen)].to_dict("records")
+    for row in table.iloc[np.sort(chosen)].to_dict("records"):
+        yield {str(column): value for column, value in row.items()}
 
 
 # behavior, stress, intervention: from completions
@@ -164,7 +166,7 @@ def intervention(run: Path, row: Row, table: pd.DataFrame) -> Expected:
 
     def of(direction: str, draw: int | None) -> pd.DataFrame:
         same = every["intervention"].eq(row["intervention"]) & every["strength"].eq(row["strength"]) & every["direction"].eq(direction)
-        found = every[same & (every["draw"].isna() if draw is None else every["draw"].eq(draw))]
+        found: pd.DataFrame = every[same & (every["draw"].isna() if draw is None else every["draw"].eq(draw))]
         assert found["id"].tolist() == before["id"].tolist()  # the same prompts in the same order
         return found
 
