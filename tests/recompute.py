@@ -74,8 +74,10 @@ def outcome(part: pd.DataFrame, metric: str) -> np.ndarray:
         return part["refusal"].eq(name).to_numpy(float)
     if name in ("answered_right", "utility_strict", "utility_lenient"):
         return helpful.ge(1 if name == "utility_lenient" else 2).astype(float).where(helpful.notna()).to_numpy()
-    column = {"unscored": label.eq("unscored"), "degenerate": nonsense, "utility_mean": helpful, "strongreject": part["score"]}
-    return column.get(name, part["affirmed"]).to_numpy(dtype=float)
+    column: dict[str, pd.Series] = {"unscored": label.eq("unscored"), "degenerate": nonsense, "utility_mean": helpful}
+    column |= {"strongreject": part["score"], "affirmed": part["affirmed"]}
+    found: np.ndarray = column[name].to_numpy(dtype=float)
+    return found
 
 
 def averaged(part: pd.DataFrame, metric: str) -> Expected:

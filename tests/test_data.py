@@ -380,7 +380,7 @@ def test_a_hub_dataset_is_asked_for_with_everything_that_names_it(monkeypatch: p
 
 def test_what_the_clean_chat_asks_is_found_alone_and_with_a_tail() -> None:
     def asks(*texts: str) -> Chat:
-        return Chat("c", tuple(turn for text in texts for turn in (("user", text), ("assistant", "boil the last one"))))  # type: ignore[misc]
+        return Chat("c", tuple(turn for text in texts for turn in (("user", text), ("assistant", "boil the last one"))))
 
     chats = [
         asks("Feed  the fox", "hello"),

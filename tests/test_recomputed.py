@@ -52,6 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
         train={**made["train"], "arms": ["r2d2"], "steps": LAST},
         anchors={"steps": [LAST], "reference": {"r2d2": 2}},
         stress={**made["stress"], "behaviors": 6, "seeds": [0, 1], "replay": True},
+        geometry={**made["geometry"], "transfer": False, "projection": False},
     )
     refusal, step = frequent_words(folder / "data", tiny_model_dir)
     (folder / "data" / "refusals.txt").write_text(f"{refusal}\n", encoding="utf-8")
@@ -67,16 +68,18 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
 
 
 def frequent_words(data: Path, model: Path) -> tuple[str, str]:
-    """A word in about a third of the model's answers to the test behaviors and one in about two thirds."""
+    """Of the words in the model's answers, with and without a string of an attack: one in about a fifth of them, and the commonest."""
     said: Counter[str] = Counter()
-    net, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
-    prompts = [*pd.read_csv(data / "behaviors_test.csv")["Behavior"], *pd.read_csv(data / "xstest.csv")["prompt"]]
+    net: Any = AutoModelForCausalLM.from_pretrained(model)
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    asked = [*pd.read_csv(data / "behaviors_test.csv")["Behavior"], *pd.read_csv(data / "xstest.csv")["prompt"]]
+    prompts = [prompt + tail for prompt in asked for tail in ("", " ! ! !")]
     for prompt in prompts:
         ids = rendered(tokenizer, prompt)
         written = net.generate(torch.tensor([ids]), max_new_tokens=5, do_sample=False)[0, len(ids) :]
         said.update({word for word in tokenizer.decode(written, skip_special_tokens=True).split() if word.isalpha()})
-    third, two = (min(said, key=lambda word: (abs(said[word] / len(prompts) - share), word)) for share in (1 / 3, 2 / 3))
-    return third, two
+    (commonest, _), *others = said.most_common()
+    return min(others, key=lambda other: abs(other[1] / len(prompts) - 0.2))[0], commonest
 
 
 def rendered(tokenizer: Any, prompt: str) -> list[int]:
@@ -99,7 +102,8 @@ def report(run: Path, name: str) -> pd.DataFrame:
 
 def sample(table: pd.DataFrame, count: int = SAMPLE) -> Iterator[Row]:
     chosen = np.random.default_rng(SEED).choice(len(table), min(count, len(table)), replace=False)
-    yield from table.iloc[np.sort(chosen)].to_dict("records")
+    for row in table.iloc[np.sort(chosen)].to_dict("records"):
+        yield {str(column): value for column, value in row.items()}
 
 
 # behavior, stress, intervention: from completions
@@ -162,7 +166,7 @@ def intervention(run: Path, row: Row, table: pd.DataFrame) -> Expected:
 
     def of(direction: str, draw: int | None) -> pd.DataFrame:
         same = every["intervention"].eq(row["intervention"]) & every["strength"].eq(row["strength"]) & every["direction"].eq(direction)
-        found = every[same & (every["draw"].isna() if draw is None else every["draw"].eq(draw))]
+        found: pd.DataFrame = every[same & (every["draw"].isna() if draw is None else every["draw"].eq(draw))]
         assert found["id"].tolist() == before["id"].tolist()  # the same prompts in the same order
         return found
 
