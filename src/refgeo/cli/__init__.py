@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from rich.console import Console
-
 from refgeo.cli import instruments, results, studies  # noqa: F401  (they add their commands)
-from refgeo.cli.common import app
+from refgeo.cli.common import app, told_warnings
 from refgeo.errors import RefgeoError
+from refgeo.study.terminal import Terminal
 
 __all__ = ["app", "main"]
 
@@ -16,7 +15,8 @@ __all__ = ["app", "main"]
 def main() -> None:
     """The command ``refgeo``: errors made on purpose are one message and exit code 2."""
     try:
-        app()
+        with told_warnings():
+            app()
     except RefgeoError as error:
-        Console(stderr=True).print(f"Error: {error}", markup=False, highlight=False, soft_wrap=True)
+        Terminal(stderr=True).print(f"Error: {error}", soft_wrap=True)
         sys.exit(2)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
 import typer
+
+from refgeo.study.terminal import Terminal
 
 app = typer.Typer(
     name="refgeo",
@@ -30,6 +33,18 @@ def quiet_libraries() -> None:
         ("TOKENIZERS_PARALLELISM", "false"),
     ):
         os.environ.setdefault(name, value)
+
+
+@contextmanager
+def told_warnings() -> Iterator[None]:
+    """Inside, warnings are lines of the terminal like all others: some repeat words of a model's files."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        yield
+
+
+def _warn(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
+    Terminal(stderr=True).print(f"Warning: {message}", soft_wrap=True)
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from refgeo.cli.common import app, quiet_libraries
 from refgeo.cli.studies import RunFolder, run_folder
+from refgeo.study.terminal import Terminal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,17 +42,18 @@ def diff(
     It informs: the exit code is 0 whatever differs.
     """
     from refgeo.report.diff import diff as compare
+    from refgeo.study.files import csv_text
 
     for folder in (run_a, run_b):
         run_folder(folder)
     found = compare(run_a, run_b)
-    console = Console(highlight=False)
+    console = Terminal()
     _tell_making(console, found)
     _tell_numbers(console, found.numbers, None if everything else SHOWN)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        found.numbers.to_csv(output, index=False)
-        console.print(f"All {len(found.numbers)} shared numbers: {output}", markup=False, soft_wrap=True)
+        output.write_text(csv_text(found.numbers), encoding="utf-8")
+        console.print(f"All {len(found.numbers)} shared numbers: {output}", soft_wrap=True)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -70,12 +71,12 @@ def figures(
 
     quiet_libraries()
     chosen, folder = run_folder(run)
-    console = Console(highlight=False)
+    console = Terminal()
     with fresh_report(folder, chosen) as report:
         tables = write_tables(report, folder, chosen, output)
-        console.print(f"{len(tables)} tables in {output / 'tables'}", markup=False, soft_wrap=True)
+        console.print(f"{len(tables)} tables in {output / 'tables'}", soft_wrap=True)
         found = write_figures(report, output, kind.value, dark)
-    console.print(f"{len(found)} figures in {output}; what they show is in {output / 'captions.md'}", markup=False, soft_wrap=True)
+    console.print(f"{len(found)} figures in {output}; what they show is in {output / 'captions.md'}", soft_wrap=True)
 
 
 @app.command("export-inspect", rich_help_panel=PANEL)
@@ -92,11 +93,11 @@ def export_inspect(
     quiet_libraries()
     chosen, folder = run_folder(run)
     found = export(folder, chosen, output)
-    console = Console(highlight=False)
-    console.print(f"{len(found)} logs in {output}. Look at them with: inspect view start --log-dir {output}", markup=False, soft_wrap=True)
+    console = Terminal()
+    console.print(f"{len(found)} logs in {output}. Look at them with: inspect view start --log-dir {output}", soft_wrap=True)
 
 
-def _tell_making(console: Console, found: Difference) -> None:
+def _tell_making(console: Terminal, found: Difference) -> None:
     """How the two runs were made."""
     first, second = (digest[:16] for digest in found.hashes)
     same = "the same in both" if found.hashes[0] == found.hashes[1] else f"differs, {second} in b"
@@ -113,7 +114,7 @@ def _tell_making(console: Console, found: Difference) -> None:
         console.print("The same settings, data, judge, versions and stages.")
 
 
-def _tell_numbers(console: Console, numbers: pd.DataFrame, most: int | None) -> None:
+def _tell_numbers(console: Terminal, numbers: pd.DataFrame, most: int | None) -> None:
     """What moved, and how much else there is."""
     from refgeo.report.diff import largest, named, without_interval
     from refgeo.report.rules import number
@@ -138,16 +139,15 @@ def _tell_numbers(console: Console, numbers: pd.DataFrame, most: int | None) -> 
         console.print(f"{bare} numbers without an interval differ: -o FILE.csv has them.")
 
 
-def _print(console: Console, rows: list[list[str]]) -> None:
+def _print(console: Terminal, rows: list[list[str]]) -> None:
     """A plain table; lines are not cut where there is no terminal."""
     from rich.table import Table
-    from rich.text import Text
 
     shown = Table(box=None, pad_edge=False, header_style="dim")
     for name in rows[0]:
         shown.add_column(name, overflow="fold")
     for row in rows[1:]:
-        shown.add_row(*(Text(value) for value in row))
+        shown.add_row(*row)
     needed = sum(max(len(row[place]) for row in rows) + 2 for place in range(len(rows[0])))
-    wide = console if console.is_terminal else Console(highlight=False, width=max(console.width, needed))
+    wide = console if console.is_terminal else Terminal(width=max(console.width, needed))
     wide.print(shown)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any, cast, get_args
 
 from refgeo.config.data import Part, Source
+from refgeo.config.reading import parse_json
 from refgeo.data.cells import check_unique, evenly, repeated, text
 from refgeo.data.findings import Findings
 from refgeo.data.rows import Chat
@@ -51,7 +51,7 @@ def _messages(given: Any, name: str, part: Part) -> tuple[tuple[Role, str], ...]
 
     if isinstance(given, str):
         try:
-            given = json.loads(given)
+            given = parse_json(given)
         except ValueError as error:
             raise bad(f"has messages that are no JSON ({error})") from error
     if isinstance(given, str) or not isinstance(given, Iterable):

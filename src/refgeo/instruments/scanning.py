@@ -17,6 +17,7 @@ from refgeo.instruments.page import carrier_maps, write_page
 from refgeo.judging import make_judge
 from refgeo.lm.model import LanguageModel
 from refgeo.measures.geometry import Geometry, measure_geometry
+from refgeo.study.files import csv_text
 from refgeo.study.layout import SCAN
 from refgeo.study.loading import write_geometry
 
@@ -89,11 +90,11 @@ def write_one(folder: Path, found: Scan) -> None:
     """The files of one model."""
     (label,) = found.carriers
     write_geometry(folder, Geometry(found.table, found.scan, found.carriers[label], found.tensors[label]))
-    found.scan.to_csv(folder / SCAN_CSV, index=False)
+    (folder / SCAN_CSV).write_text(csv_text(found.scan), encoding="utf-8")
 
 
 def write_over_all(folder: Path, found: Scan) -> None:
     """The rows of all models, and the page."""
-    found.scan.to_csv(folder / SCAN_CSV, index=False)
+    (folder / SCAN_CSV).write_text(csv_text(found.scan), encoding="utf-8")
     found.scan.to_parquet(folder / SCAN, index=False)
     write_page(folder, found.scan, found.table, found.carriers)

@@ -14,6 +14,7 @@ from refgeo.report.evidence import Evidence
 from refgeo.report.page import render
 from refgeo.report.paper import paper_tables
 from refgeo.report.tables import collect, read_transcripts, write_csv
+from refgeo.study.files import csv_text
 from refgeo.study.layout import Measure, anchors
 
 INDEX = "index.html"
@@ -42,7 +43,7 @@ def build_report(run: Path, study: Study, out: Path) -> Path:
     answers = ledger(evidence, added)
     paper_answers = ledger(Evidence(paper_tables()), added)
     write_csv(tables, out / "tables")
-    claims_table(answers).to_csv(out / "tables" / "claims.csv", index=False)
+    (out / "tables" / "claims.csv").write_text(csv_text(claims_table(answers)), encoding="utf-8")
     page = render(run, study, found, tables, evidence, answers, paper_answers, transcripts)
     index = out / INDEX
     index.write_text(page, encoding="utf-8")

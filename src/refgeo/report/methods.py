@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from refgeo.config.schema import Study
 from refgeo.study.layout import SURVEY
 from refgeo.study.protocol import REPORT
+from refgeo.study.reading import read_json
 from refgeo.study.store import STAGE
 
 
@@ -50,7 +51,7 @@ def stage_records(run: Path) -> dict[str, dict[str, Any]]:
         if any(part.startswith(".") for part in place.parts):
             continue
         try:
-            record = dict(json.loads(path.read_text(encoding="utf-8")))
+            record = read_json(path)
         except (OSError, TypeError, ValueError):
             continue
         if "fingerprint" in record and "settings" in record:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pandas as pd
+
 from refgeo.errors import StoreError
 from refgeo.study.claims import Owner, started_at, this_process
 
@@ -34,6 +36,16 @@ def storing(place: Path) -> Iterator[None]:
         where, why = error.filename or place, error.strerror or error
         fix = "Choose another run folder (-o DIR) or change its permissions"
         raise disk_full(error, place) or StoreError(f"'{where}' cannot be written: {why}", fix=fix) from error
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """A table as CSV in which no cell is a formula to a spreadsheet: text that would be one gets an apostrophe before it."""
+    names = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
+    return table.assign(**{name: table[name].map(_no_formula) for name in names}).to_csv(index=False)
+
+
+def _no_formula(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def write_text(path: Path, text: str) -> None:
@@ -78,7 +90,7 @@ def remove_leftovers(run: Path) -> None:
     for path in sorted(run.rglob(f".*{MARK}*")):
         owner = Owner.from_tag(path.name.rsplit(MARK, 1)[1])
         if owner is not None and owner.host == here and started_at(owner.pid) != owner.started:
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)

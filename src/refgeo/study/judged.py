@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -12,11 +11,11 @@ from refgeo.config.judge import OneJudgeSettings
 from refgeo.config.schema import Study
 from refgeo.data.rows import Reference
 from refgeo.data.tables import read_lines
-from refgeo.errors import RefgeoError, StoreError
+from refgeo.errors import RefgeoError
 from refgeo.judging import Exchange, JudgeError, floor, judge_all, make_judge
 from refgeo.judging.compare import compare, disagreements, sample
 from refgeo.measures.behavior import spread
-from refgeo.study import layout
+from refgeo.study import layout, reading
 from refgeo.study.job import Job
 from refgeo.study.loading import evaluation_sets
 
@@ -90,8 +89,7 @@ def _transcripts(run: Path, study: Study) -> pd.DataFrame:
     rows = []
     for folder, anchor in {anchor.part("behavior"): anchor for anchor in layout.anchors(run, study)}.items():
         where = "start" if anchor.step == 0 else f"{anchor.arm}/seed-{anchor.seed}/{layout.step_name(anchor.step)}"
-        text = (folder / layout.TRANSCRIPTS).read_text(encoding="utf-8")
-        rows += [{**json.loads(line), "anchor": where} for line in text.split("\n") if line]
+        rows += [{**row, "anchor": where} for row in reading.read_rows(folder / layout.TRANSCRIPTS)]
     return pd.DataFrame(rows)
 
 
@@ -143,9 +141,4 @@ def _agreement_words(run: Path, study: Study) -> list[str]:
 def read_table(folder: Path) -> pd.DataFrame | None:
     """The table of a stage; None when it has not been made. Raises ``StoreError`` for one that cannot be read."""
     file = folder / layout.TABLE
-    if not file.is_file():
-        return None
-    try:
-        return pd.read_parquet(file)
-    except (OSError, ValueError) as error:
-        raise StoreError(f"Cannot read table '{file}': {error}", fix="Delete that stage folder and run again") from error
+    return reading.read_table(file) if file.is_file() else None

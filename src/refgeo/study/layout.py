@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from refgeo.config.model import ModelSettings
 from refgeo.config.schema import Study
+from refgeo.errors import StoreError
+from refgeo.study.reading import FIX, stage_json
 
 Measure = Literal["behavior", "geometry", "drift", "transfer", "projection", "intervention", "stress", "replay"]
 MEASURES: tuple[Measure, ...] = ("behavior", "geometry", "drift", "transfer", "projection", "intervention", "stress", "replay")
@@ -90,7 +91,12 @@ def reference_step(run: Path, study: Study, arm: str, seed: int) -> int | None:
     if configured is not None:
         return configured
     file = reference_folder(run, arm, seed) / "adapter" / ANCHOR
-    return int(json.loads(file.read_text(encoding="utf-8"))["step"]) if file.is_file() else None
+    if not file.is_file():
+        return None
+    step = stage_json(file).get("step")
+    if not isinstance(step, int) or step < 0:
+        raise StoreError(f"'{file}' says step {step!r}", expected="the step of a save", fix=FIX)
+    return step
 
 
 def configured_reference(study: Study, arm: str) -> int | None:
