@@ -16,7 +16,7 @@ from refgeo.report.adaptive_gap import gap_rows
 from refgeo.statistics import CONFIDENCE, Interval
 from refgeo.study.files import csv_text
 from refgeo.study.layout import MEASURES, POINTS, SCAN, TABLE, TRANSCRIPTS, AnchorRef, Measure
-from refgeo.study.reading import read_rows, read_table
+from refgeo.study.reading import TOLD, read_rows, read_table
 
 CELL = ("arm", "seed", "step")
 HEAD = (*CELL, *COLUMNS)
@@ -30,9 +30,6 @@ _RATES = frozenset(
 BESIDE = {"value", "low", "high", "n", "seed", "note", "change_norm", "carrier_status", "statuses", "controls_used", "stopped"}
 BESIDE |= {"source_seed", "source_layer", "source_position", "source_status"}
 """Columns that do not tell the quantities of one seed apart."""
-
-TOLD = ("set", "subset", "id", "request", "attack", "completion", "label", "success", "refusal", "degenerate", "helpfulness")
-"""What every judged completion says."""
 
 ARM_NAMES = {"r2d2": "R2D2", "sft": "SFT"}
 

@@ -97,7 +97,7 @@ def _adaptive(study: Study, folder: Path) -> Iterator[Attacked]:
 def _outcomes(folder: Path) -> dict[tuple[str, str, str], bool]:
     """Success by set, behavior and attack string; a string that was not judged, or could not be, is not there."""
     found: dict[tuple[str, str, str], bool] = {}
-    for told in reading.read_rows(folder / layout.TRANSCRIPTS, ("label", "set", "id", "attack", "success")):
+    for told in reading.read_rows(folder / layout.TRANSCRIPTS, reading.TOLD):
         if told["label"] != "unscored":
             key = str(told["set"]), str(told["id"]), str(told["attack"])
             found[key] = found.get(key, False) or bool(told["success"])

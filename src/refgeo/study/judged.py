@@ -89,7 +89,7 @@ def _transcripts(run: Path, study: Study) -> pd.DataFrame:
     rows = []
     for folder, anchor in {anchor.part("behavior"): anchor for anchor in layout.anchors(run, study)}.items():
         where = "start" if anchor.step == 0 else f"{anchor.arm}/seed-{anchor.seed}/{layout.step_name(anchor.step)}"
-        rows += [{**row, "anchor": where} for row in reading.read_rows(folder / layout.TRANSCRIPTS)]
+        rows += [{**row, "anchor": where} for row in reading.read_rows(folder / layout.TRANSCRIPTS, reading.TOLD)]
     return pd.DataFrame(rows)
 
 

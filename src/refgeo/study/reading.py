@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from refgeo.config.reading import parse_json
@@ -16,6 +18,26 @@ if TYPE_CHECKING:
 
 LARGEST = 1 << 24
 """Bytes of a record such as stage.json, which takes some thousands."""
+Kinds = Mapping[str, Any]
+"""Names, and what ``isinstance`` is to find there."""
+NUMBERS = ("value", "low", "high", "n")
+STAGE: Kinds = {
+    "fingerprint": str,
+    "settings": dict,
+    "inputs": dict | None,
+    "libraries": dict | None,
+    "version": int | None,
+    **dict.fromkeys(("seconds", "peak_memory_mb"), int | float | None),
+}
+"""What every stage.json says."""
+TOLD: Kinds = {
+    **dict.fromkeys(("set", "subset", "id", "request", "completion", "label", "refusal"), str),
+    "attack": str | None,
+    "success": bool,
+    "degenerate": bool,
+    **dict.fromkeys(("helpfulness", "score", "revealed", "tail_tokens", "attack_steps"), int | float | None),
+}
+"""What every judged completion says."""
 FIX = "Delete that stage folder and run again"
 
 
@@ -23,9 +45,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """A small JSON object. Raises ``OSError`` when there is none to be had and ``ValueError`` for whatever is no such object."""
     if path.stat().st_size > LARGEST:
         raise ValueError(f"it has more than {LARGEST:,} bytes")
-    content = parse_json(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"it holds a {type(content).__name__}, no object")
+    content: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
+    _check(content, {})
     return content
 
 
@@ -37,35 +58,55 @@ def stage_json(path: Path, fix: str = FIX) -> dict[str, Any]:
         raise StoreError(f"Cannot read '{path}': {error}", fix=fix) from error
 
 
+def read_stage(path: Path) -> dict[str, Any]:
+    """What a stage.json says, its values of the kinds that are written. Raises as ``read_json`` does: such a stage was not made whole."""
+    content = read_json(path)
+    _check(content, STAGE)
+    if not all(isinstance(value, str) for value in content.get("libraries", {}).values()):
+        raise ValueError("its libraries have no versions")
+    return content
+
+
+def _check(row: object, kinds: Kinds) -> None:
+    """Raise ``ValueError`` unless ``row`` is an object whose values are of these kinds; one that may be null may be absent too."""
+    if not isinstance(row, dict):
+        raise ValueError(f"it holds a {type(row).__name__}, no object")
+    for name, kind in kinds.items():
+        value = row.get(name)
+        if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"its {name} is {str(value)[:80]!r}" if name in row else f"it has no {name}")
+
+
 def read_table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
-    """A Parquet table that has ``columns``. Raises ``StoreError`` when it cannot be read or lacks one."""
+    """A Parquet table that has ``columns``, numbers in those that are numbers. Raises ``StoreError`` when it cannot be read or has not."""
     import pandas as pd
     from pyarrow import ArrowException
 
     try:
         table = pd.read_parquet(path)
-    except (OSError, ValueError, ArrowException) as error:
+        for name in columns:
+            if name not in table:
+                raise ValueError(f"it has no column '{name}' but {', '.join(map(str, table.columns))}")
+            if name in NUMBERS and pd.to_numeric(table[name]).isna().any() and name == "n":
+                raise ValueError("an n is missing")
+    except (OSError, TypeError, ValueError, ArrowException) as error:
         raise StoreError(f"Cannot read table '{path}': {error}", fix=FIX) from error
-    missing = [name for name in columns if name not in table]
-    if missing:
-        raise StoreError(f"'{path}' has no column '{missing[0]}'; it has {', '.join(map(str, table.columns))}", fix=FIX)
     return table
 
 
-def read_rows(path: Path, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The rows of a JSONL file, each with ``columns``. Raises ``StoreError`` naming the line that is no such row."""
+def read_rows(path: Path, kinds: Kinds = MappingProxyType({})) -> list[dict[str, Any]]:
+    """The rows of a JSONL file, their values of these ``kinds``. Raises ``StoreError`` naming the line that is no such row."""
     rows = []
+    place = f"'{path}'"
     try:
         # Not splitlines: it also splits at characters that JSON leaves in a string, such as the line separator U+2028.
         for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+            place = f"line {number} of '{path}'"
             if line:
-                row = parse_json(line, halves=True)
-                missing = [name for name in columns if name not in row] if isinstance(row, dict) else columns
-                if missing or not isinstance(row, dict):
-                    raise ValueError(f"line {number} is no object with {missing[0] if missing else 'names'}")
-                rows.append(row)
+                rows.append(parse_json(line, halves=True))
+                _check(rows[-1], kinds)
     except (OSError, ValueError) as error:
-        raise StoreError(f"Cannot read transcripts '{path}': {error}", fix=FIX) from error
+        raise StoreError(f"Cannot read transcripts, {place}: {error}", fix=FIX) from error
     return rows
 
 

@@ -14,7 +14,7 @@ from refgeo.measures.string_transfer import Origin, Source, replay_strings
 from refgeo.study import layout
 from refgeo.study.job import Job
 from refgeo.study.loading import write_tables
-from refgeo.study.reading import read_rows
+from refgeo.study.reading import TOLD, read_rows
 
 
 def replay(job: Job) -> None:
@@ -22,7 +22,7 @@ def replay(job: Job) -> None:
     study, listed = job.study, job.stage.settings["sources"]
     assert isinstance(listed, list)
     sources = [
-        Source(Origin(one["arm"], one["seed"], one["step"]), pd.DataFrame(read_rows(job.run / one["folder"] / layout.TRANSCRIPTS)))
+        Source(Origin(one["arm"], one["seed"], one["step"]), pd.DataFrame(read_rows(job.run / one["folder"] / layout.TRANSCRIPTS, TOLD)))
         for one in listed
     ]
     assert job.stage.step is not None

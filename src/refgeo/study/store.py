@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import time
@@ -18,7 +17,7 @@ from refgeo.errors import StoreError
 from refgeo.study.claims import Claim, this_process
 from refgeo.study.files import MARK, filling, remove_leftovers, remove_leftovers_of, storing, write_text
 from refgeo.study.graph import Graph, Record, Stage
-from refgeo.study.reading import read_json
+from refgeo.study.reading import read_json, read_stage
 
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
@@ -157,16 +156,13 @@ class Store:
         """What is known of a finished stage; None when its folder is absent or was not made whole."""
         path = self.run / stage.folder / STAGE
         try:
-            content = read_json(path)
-            seconds = float(content["seconds"])
-            if not 0 <= seconds < math.inf:
-                return None
+            content = read_stage(path)
             return Record(
                 fingerprint=str(content["fingerprint"]),
                 version=int(content["version"]),
                 settings=dict(content["settings"]),
                 inputs=dict(content["inputs"]),
-                seconds=seconds,
+                seconds=float(content["seconds"]),
                 detail=content,
             )
         except (OSError, ArithmeticError, KeyError, TypeError, ValueError):
