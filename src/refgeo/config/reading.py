@@ -38,14 +38,14 @@ def read_yaml(text: str, origin: str) -> Any:
         raise ConfigError(f"{origin} is no valid YAML: {'nested too deeply' if isinstance(error, RecursionError) else said}") from error
 
 
-def parse_json(text: str, *, halves: bool = False) -> Any:
+def parse_json(text: str) -> Any:
     """What a JSON text holds. Raises ``ValueError`` for whatever is wrong with it, nesting that is too deep for Python included.
 
-    JSON can write halves of surrogate pairs, which no tokenizer takes and no file can hold; unless ``halves``, they are wrong too.
+    JSON can write halves of surrogate pairs, which no tokenizer takes and no file can hold; they are wrong too.
     """
     try:
         found = json.loads(text)
-        if not halves and _HALF.search(text):
+        if _HALF.search(text):
             json.dumps(found, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None

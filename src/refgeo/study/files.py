@@ -39,13 +39,19 @@ def storing(place: Path) -> Iterator[None]:
 
 
 def csv_text(table: pd.DataFrame) -> str:
-    """A table as CSV in which no cell is a formula to a spreadsheet: text that would be one gets an apostrophe before it."""
+    """A table as CSV in which no cell is a formula to a spreadsheet: text that would be one gets an apostrophe before it.
+
+    A carriage return, at which spreadsheets begin a row and which the csv module does not quote, becomes a line break.
+    """
     names = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
-    return table.assign(**{name: table[name].map(_no_formula) for name in names}).to_csv(index=False)
+    return table.assign(**{name: table[name].map(_cell) for name in names}).to_csv(index=False)
 
 
-def _no_formula(cell: object) -> object:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+def _cell(given: object) -> object:
+    if not isinstance(given, str):
+        return given
+    text = given.replace("\r\n", "\n").replace("\r", "\n")
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\n")) else text
 
 
 def write_text(path: Path, text: str) -> None:

@@ -103,7 +103,7 @@ def read_rows(path: Path, kinds: Kinds = MappingProxyType({})) -> list[dict[str,
         for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
             place = f"line {number} of '{path}'"
             if line:
-                rows.append(parse_json(line, halves=True))
+                rows.append(parse_json(line))
                 _check(rows[-1], kinds)
     except (OSError, ValueError) as error:
         raise StoreError(f"Cannot read transcripts, {place}: {error}", fix=FIX) from error
