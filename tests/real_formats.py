@@ -123,6 +123,7 @@ def mistral(folder: Path) -> Path:
 
 class _Answer(io.BytesIO):
     headers: dict[str, str]
+    url: str
 
 
 class Network:
@@ -144,7 +145,7 @@ class Network:
         content = self.files[name].encode()
 
         answer = _Answer(content)
-        answer.headers = {"Content-Length": str(len(content))}
+        answer.headers, answer.url = {"Content-Length": str(len(content))}, url
         return answer
 
     def _snapshot(self, repo: str, *, revision: str | None, local_dir: Path, **patterns: Any) -> str:

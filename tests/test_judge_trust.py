@@ -30,10 +30,11 @@ from refgeo.judging.models import check_models
 from refgeo.judging.quality import kappa
 from refgeo.judging.verdict import Label, RefusalClass
 from refgeo.study import layout
+from refgeo.study.closing import closing_words
 from refgeo.study.digests import Digests
 from refgeo.study.graph import Graph
 from refgeo.study.job import Job, Ticket
-from refgeo.study.judged import closing_words, judge_agreement, judge_floor, references
+from refgeo.study.judged import judge_agreement, judge_floor, references
 from refgeo.study.memory import memory_told
 from refgeo.study.protocol import study_graph
 from refgeo.study.store import Store

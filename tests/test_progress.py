@@ -192,7 +192,7 @@ def test_status_of_a_large_study_has_one_line_per_anchor(tmp_path: Path, width: 
     store, graph = Store(tmp_path), Graph([TRAIN, *named])
     store.create("study")
     records: dict[str, Record | None] = {one.id: replace(record(graph, one.id, 1.0), fingerprint="old") for one in named[:9]}
-    store.claim(named[9]).take()
+    store.lock(named[9]).take()
     Reporter(store.progress(named[9]))(5443, 14256, "completions " * 30)
     done = {"train"}
     page = io.StringIO()

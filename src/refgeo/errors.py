@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST = 10_000
+"""Characters of a message: what it quotes can be a cell of megabytes."""
+
 
 class RefgeoError(Exception):
     """Base of all errors raised on purpose; the command line prints it without a traceback and exits with code 2."""
 
     def __init__(self, problem: str, *, expected: str = "", fix: str = "") -> None:
         parts = [problem, f"Expected {expected}" if expected else "", fix]
-        super().__init__(" ".join(part if part.endswith((".", "?", "!")) else f"{part}." for part in parts if part))
+        super().__init__(" ".join(_shortened(part if part.endswith((".", "?", "!")) else f"{part}.") for part in parts if part))
 
 
 class ConfigError(RefgeoError, ValueError):
@@ -42,8 +45,13 @@ class StoreError(RefgeoError, OSError):
     """A run folder that cannot be read, written, or that belongs to another configuration."""
 
 
+def _shortened(text: str) -> str:
+    """A text with its middle left out when it is longer than anybody reads."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+
+
 def nearest(word: str, candidates: Iterable[str]) -> str:
     """``Did you mean 'x'?`` for the closest candidate, or the list of all of them when none is close."""
     options = sorted(candidates)
-    close = get_close_matches(word, options, n=1, cutoff=0.6)
+    close = get_close_matches(word[:100], options, n=1, cutoff=0.6)
     return f"Did you mean '{close[0]}'?" if close else f"Valid: {', '.join(options)}"

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from refgeo.config.reading import parse_json
 from refgeo.errors import DataError
 from refgeo.lm.messages import Placement
 
@@ -59,6 +60,6 @@ def load_cases(path: Path) -> list[Case]:
     """Read what ``save_cases`` wrote, now or in an older version. Raises ``DataError``."""
     try:
         # Not splitlines: it also splits at characters that JSON leaves in a string, such as the line separator U+2028.
-        return [case_from(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        return [case_from(parse_json(line)) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, TypeError, ValueError) as error:
         raise DataError(f"Cannot read test cases from '{path}': {error}") from error

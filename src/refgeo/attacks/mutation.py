@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from refgeo.config.autodan import AutoDANSettings
 from refgeo.config.locations import locate
 from refgeo.config.model import ModelSettings
+from refgeo.config.reading import parse_json
 from refgeo.errors import DataError
 from refgeo.lm.generate import complete
 from refgeo.lm.load import load
@@ -124,7 +124,7 @@ def read_seeds(path: str) -> list[str]:
 def read_synonyms(path: str, words: int) -> Synonyms:
     """The synonym table of a JSON file. Raises ``DataError`` when it is missing or is no table of words."""
     try:
-        table: Any = json.loads(_text(path, "synonyms"))
+        table: Any = parse_json(_text(path, "synonyms"))
     except ValueError as error:
         raise DataError(f"The synonyms file '{path}' is not JSON: {error}") from error
     right = isinstance(table, dict) and all(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from rich.console import Console
-
 from refgeo.cli import studies, instruments, results  # noqa: F401  (they add their commands in this order)  # isort: skip
-from refgeo.cli.common import app
+from refgeo.cli.common import app, told_warnings
 from refgeo.errors import RefgeoError
+from refgeo.study.terminal import Terminal
 
 __all__ = ["app", "main"]
 
@@ -16,7 +15,8 @@ __all__ = ["app", "main"]
 def main() -> None:
     """The command ``refgeo``: errors made on purpose are one message and exit code 2."""
     try:
-        app(prog_name="refgeo")
+        with told_warnings():
+            app(prog_name="refgeo")
     except RefgeoError as error:
-        Console(stderr=True).print(f"Error: {error}", markup=False, highlight=False, soft_wrap=True)
+        Terminal(stderr=True).print(f"Error: {error}", soft_wrap=True)
         sys.exit(2)

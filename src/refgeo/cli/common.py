@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -11,8 +12,9 @@ from inspect import Parameter, cleandoc, signature
 from typing import Any, NoReturn, TypeVar
 
 import typer
-from rich.console import Console
 from rich.markup import escape
+
+from refgeo.study.terminal import Terminal
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 INTERRUPTED = 130
@@ -54,7 +56,7 @@ def _stoppable(function: Function) -> Function:
         try:
             return function(*words, **options)
         except KeyboardInterrupt:
-            Console(stderr=True).print("Stopped.")
+            Terminal(stderr=True).print("Stopped.")
             raise typer.Exit(INTERRUPTED) from None
 
     return call  # type: ignore[return-value]
@@ -81,6 +83,18 @@ def quiet_libraries() -> None:
         ("TOKENIZERS_PARALLELISM", "false"),
     ):
         os.environ.setdefault(name, value)
+
+
+@contextmanager
+def told_warnings() -> Iterator[None]:
+    """Inside, warnings are lines of the terminal like all others: some repeat words of a model's files."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        yield
+
+
+def _warn(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
+    Terminal(stderr=True).print(f"Warning: {message}", soft_wrap=True)
 
 
 @contextmanager

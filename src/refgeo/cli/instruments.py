@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from refgeo.cli.common import INTERRUPTED, app, interruptible, preset_names, quiet_libraries
+from refgeo.study.terminal import Terminal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -170,7 +170,7 @@ def _working(output: Path | None) -> Iterator[Callable[[int, int, str], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     quiet_libraries()
-    errors = Console(stderr=True, highlight=False)
+    errors = Terminal(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
         with interruptible(), Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
@@ -181,14 +181,14 @@ def _working(output: Path | None) -> Iterator[Callable[[int, int, str], None]]:
 
         record = read_record(output) if output is not None and output.is_dir() else None
         kept = f"Kept in {output}: {record['note']}." if record is not None and not record["complete"] else "Nothing was written."
-        errors.print(f"Stopped. {kept}", markup=False, soft_wrap=True)
+        errors.print(f"Stopped. {kept}", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
 def _tell(table: Table, words: list[str], result: Path | None) -> None:
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(table)
     for line in words:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     if result is not None:
-        console.print(f"Results: {result}", markup=False, soft_wrap=True)
+        console.print(f"Results: {result}", soft_wrap=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from refgeo.cli.common import app, interruptible, quiet_libraries
+from refgeo.cli.common import INTERRUPTED, app, interruptible, quiet_libraries
 from refgeo.cli.studies import RunFolder, run_folder
+from refgeo.study.terminal import Terminal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,19 +46,19 @@ def diff(
     It informs: the exit code is 0 whatever differs.
     """
     from refgeo.report.diff import diff as compare
-    from refgeo.study.files import storing
+    from refgeo.study.files import save_csv, storing
 
     for folder in (run_a, run_b):
         run_folder(folder)
     found = compare(run_a, run_b)
-    console = Console(highlight=False)
+    console = Terminal()
     _tell_making(console, found)
     _tell_numbers(console, found.numbers, None if everything else SHOWN)
     if output is not None:
         with storing(output):
             output.parent.mkdir(parents=True, exist_ok=True)
-            found.numbers.to_csv(output, index=False)
-        console.print(f"All {len(found.numbers)} shared numbers: {output}", markup=False, soft_wrap=True)
+            save_csv(output, found.numbers)
+        console.print(f"All {len(found.numbers)} shared numbers: {output}", soft_wrap=True)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -82,14 +82,14 @@ def figures(
 
     quiet_libraries()
     chosen, folder = run_folder(run)
-    console = Console(highlight=False)
+    console = Terminal()
     with _working("reading the run") as told, fresh_report(folder, chosen) as report:
         told(0, 0, "writing tables")
         tables = write_tables(report, folder, chosen, output)
-        console.print(f"{len(tables)} tables in {output / 'tables'}", markup=False, soft_wrap=True)
+        console.print(f"{len(tables)} tables in {output / 'tables'}", soft_wrap=True)
         told(0, 0, "starting the browser")
         found = write_figures(report, output, kind.value, dark, only or (), lambda done, total: told(done, total, "drawing figures"))
-    console.print(f"{len(found)} figures in {output}; what they show is in {output / 'captions.md'}", markup=False, soft_wrap=True)
+    console.print(f"{len(found)} figures in {output}; what they show is in {output / 'captions.md'}", soft_wrap=True)
 
 
 @app.command("export-inspect", rich_help_panel=PANEL)
@@ -109,8 +109,8 @@ def export_inspect(
     chosen, folder = run_folder(run)
     with _working("reading the run") as told:
         found = export(folder, chosen, output, lambda done, total: told(done, total, "writing logs"))
-    console = Console(highlight=False)
-    console.print(f"{len(found)} logs in {output}. Look at them with: inspect view start --log-dir {output}", markup=False, soft_wrap=True)
+    console = Terminal()
+    console.print(f"{len(found)} logs in {output}. Look at them with: inspect view start --log-dir {output}", soft_wrap=True)
 
 
 @contextmanager
@@ -118,18 +118,18 @@ def _working(first: str) -> Iterator[Callable[[int, int, str], None]]:
     """A progress bar while a terminal looks on; a total of 0 is not known. Exits with code 130 when interrupted."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    errors = Console(stderr=True, highlight=False)
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    errors = Terminal(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
         with interruptible(), Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
             task = bar.add_task(first, total=None)
             yield lambda done, total, note: bar.update(task, completed=done, total=total or None, description=note)
     except KeyboardInterrupt:
-        errors.print("Stopped. What was written stays.", markup=False)
-        raise typer.Exit(130) from None
+        errors.print("Stopped. What was written stays.")
+        raise typer.Exit(INTERRUPTED) from None
 
 
-def _tell_making(console: Console, found: Difference) -> None:
+def _tell_making(console: Terminal, found: Difference) -> None:
     """How the two runs were made."""
     first, second = (digest[:16] for digest in found.hashes)
     same = "the same in both" if found.hashes[0] == found.hashes[1] else f"differs, {second} in b"
@@ -146,7 +146,7 @@ def _tell_making(console: Console, found: Difference) -> None:
         console.print("The same settings, data, judge, versions and stages.")
 
 
-def _tell_numbers(console: Console, numbers: pd.DataFrame, most: int | None) -> None:
+def _tell_numbers(console: Terminal, numbers: pd.DataFrame, most: int | None) -> None:
     """What moved, and how much else there is."""
     from refgeo.report.diff import largest, named, without_interval
     from refgeo.report.rules import number
@@ -171,16 +171,15 @@ def _tell_numbers(console: Console, numbers: pd.DataFrame, most: int | None) -> 
         console.print(f"{bare} numbers without an interval differ: -o FILE.csv has them.")
 
 
-def _print(console: Console, rows: list[list[str]]) -> None:
+def _print(console: Terminal, rows: list[list[str]]) -> None:
     """A plain table; lines are not cut where there is no terminal."""
     from rich.table import Table
-    from rich.text import Text
 
     shown = Table(box=None, pad_edge=False, header_style="dim")
     for name in rows[0]:
         shown.add_column(name, overflow="fold")
     for row in rows[1:]:
-        shown.add_row(*(Text(value) for value in row))
+        shown.add_row(*row)
     needed = sum(max(len(row[place]) for row in rows) + 2 for place in range(len(rows[0])))
-    wide = console if console.is_terminal else Console(highlight=False, width=max(console.width, needed))
+    wide = console if console.is_terminal else Terminal(width=max(console.width, needed))
     wide.print(shown)

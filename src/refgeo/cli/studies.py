@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from refgeo import __version__
 from refgeo.cli.common import INTERRUPTED, Commands, app, interruptible, preset_names, quiet_libraries
 from refgeo.errors import ConfigError, StoreError
+from refgeo.study.terminal import Terminal
 
 if TYPE_CHECKING:
     from refgeo.config.schema import Study
@@ -84,7 +84,7 @@ def measure(
 
 def _run_and_tell(chosen: Study, folder: Path) -> None:
     """Run a study in the terminal. Exits with code 2 after an error made on purpose, 1 after another, 130 when interrupted."""
-    from refgeo.study.judged import closing_words
+    from refgeo.study.closing import closing_words
     from refgeo.study.run import run_study
     from refgeo.study.screen import duration
 
@@ -93,28 +93,26 @@ def _run_and_tell(chosen: Study, folder: Path) -> None:
         from refgeo.report.claims_added import load_claims
 
         load_claims(chosen.report.claims)  # A rule that cannot be read is said now, not when all else is done.
-    console = Console(highlight=False)
+    console = Terminal()
     try:
         with interruptible():  # workers are stopped first
             outcome = run_study(chosen, folder, REPORT_BUILDER, console)
     except KeyboardInterrupt:
-        Console(stderr=True).print("Stopped. The same command goes on from here.", highlight=False)
+        Terminal(stderr=True).print("Stopped. The same command goes on from here.")
         raise typer.Exit(INTERRUPTED) from None
     if outcome.failed:
-        errors = Console(stderr=True, highlight=False)
+        errors = Terminal(stderr=True)
         for message in dict.fromkeys(outcome.failed.values()):
-            errors.print(f"Error: {message}", markup=False, soft_wrap=True)
-        errors.print(
-            f"Failed: {'; '.join(outcome.failed)}. Not made because of that: {len(outcome.blocked)}.", markup=False, soft_wrap=True
-        )
+            errors.print(f"Error: {message}", soft_wrap=True)
+        errors.print(f"Failed: {'; '.join(outcome.failed)}. Not made because of that: {len(outcome.blocked)}.", soft_wrap=True)
         raise typer.Exit(1 if outcome.crashed else 2)
     if outcome.made:
-        console.print(f"{outcome.made} of {outcome.stages} stages made in {duration(outcome.seconds)}.", markup=False)
+        console.print(f"{outcome.made} of {outcome.stages} stages made in {duration(outcome.seconds)}.")
         for line in closing_words(folder, chosen):
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
     else:
-        console.print(f"Nothing to do: all {outcome.stages} stages are done.", markup=False)
-    console.print(f"Report: {outcome.page}", markup=False, soft_wrap=True)
+        console.print(f"Nothing to do: all {outcome.stages} stages are done.")
+    console.print(f"Report: {outcome.page}", soft_wrap=True)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -132,11 +130,11 @@ def plan(study: StudyArgument, overrides: Overrides = None, output: Output = Non
     store, graph = open_study(resolved, folder, REPORT_BUILDER)
     records = store.records(graph.stages.values())
     done = graph.done(records)
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(plan_table(graph, done, records))
     left = remaining(graph, done, records)
     cost = "" if left is None else f", about {duration(left)} of work" if left else ""
-    console.print(f"{len(graph.stages) - len(done)} of {len(graph.stages)} stages to make{cost}, in {folder}", markup=False, soft_wrap=True)
+    console.print(f"{len(graph.stages) - len(done)} of {len(graph.stages)} stages to make{cost}, in {folder}", soft_wrap=True)
     if any(stage.kind == "reference" and name not in done for name, stage in graph.stages.items()):
         console.print("Drift, and the measures of a reference found by rule, are added once that reference is found.")
     waiting = [stage for name, stage in graph.stages.items() if name not in done]
@@ -164,15 +162,15 @@ def fetch(
     from refgeo.study.fetch import fetch as fetch_bundle
 
     quiet_libraries()
-    console = Console(highlight=False)
+    console = Terminal()
 
     def tell(done: int, total: int, what: str) -> None:
         if what:
-            console.print(f"[{done}/{total}] {what}", markup=False, soft_wrap=True)
+            console.print(f"[{done}/{total}] {what}", soft_wrap=True)
 
     manifest = fetch_bundle(_study(study, overrides, output)[0], output, tell)
     size = f"{len(manifest.items)} items, {manifest.size / 1e9:.2f} GB in {output}"
-    console.print(f"{size}. Use it with data.bundle={output}", markup=False, soft_wrap=True)
+    console.print(f"{size}. Use it with data.bundle={output}", soft_wrap=True)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -190,7 +188,7 @@ def status(
     from refgeo.study.watch import look, watch
 
     chosen, folder = run_folder(folder)
-    console = Console(highlight=False)
+    console = Terminal()
     seen = look(chosen, folder, REPORT_BUILDER)
     if live or (live is None and console.is_terminal and seen.at_work):
         watch(console, lambda: look(chosen, folder, REPORT_BUILDER), patient=bool(live))
@@ -209,7 +207,7 @@ def report(folder: RunFolder) -> None:
     quiet_libraries()
     chosen, folder = run_folder(folder)
     page = rebuild_report(chosen, folder, REPORT_BUILDER)
-    Console(highlight=False).print(f"Report: {page}", markup=False, soft_wrap=True)
+    Terminal().print(f"Report: {page}", soft_wrap=True)
 
 
 @app.command(rich_help_panel=BEFORE)
@@ -254,7 +252,7 @@ def build(
     from refgeo.pocket.build import build as build_world
 
     quiet_libraries()
-    console = Console(highlight=False)
+    console = Terminal()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("pretraining", total=None)
@@ -265,8 +263,8 @@ def build(
             lambda done, total, note: bar.update(task, completed=done, total=total, description=note or "pretraining"),
             steps,
         )
-    console.print(f"Built world {made.world_seed} with {made.parameters:,} parameters in {output}", markup=False, soft_wrap=True)
-    console.print(compare(output).summary(), markup=False)
+    console.print(f"Built world {made.world_seed} with {made.parameters:,} parameters in {output}", soft_wrap=True)
+    console.print(compare(output).summary())
 
 
 @app.command(rich_help_panel=BEFORE)
@@ -294,12 +292,13 @@ def options(
 def _study(given: str, overrides: list[str] | None, output: Path | None) -> tuple[Study, Path]:
     """The study that the user means and its run folder."""
     from refgeo.config.load import load_study
+    from refgeo.config.locations import is_name, local_path
 
-    if Path(given).is_dir():
+    if local_path(given).is_dir():
         chosen, folder = run_folder(Path(given), overrides)
         return chosen, output or folder
     chosen = load_study(given, overrides or [])
-    if not output and (not chosen.name.strip() or Path(chosen.name).name != chosen.name):
+    if not output and not is_name(chosen.name):
         raise ConfigError(f"The study name '{chosen.name}' is no folder name", fix="Change name, or choose a run folder (-o DIR)")
     return chosen, output or Path("runs") / chosen.name
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from refgeo.config.attack import ProbeSettings
 from refgeo.config.autodan import AutoDANSettings
 from refgeo.config.data import DataSettings, Part
 from refgeo.config.judge import OneJudgeSettings
-from refgeo.config.locations import is_url, locate
+from refgeo.config.locations import is_url, local_path, locate
 from refgeo.config.model import ModelSettings
+from refgeo.config.reading import parse_json
 from refgeo.config.schema import Study
 from refgeo.config.section import Section
 from refgeo.errors import DataError
@@ -69,15 +71,26 @@ class Kept(BaseModel):
     bytes: int
 
 
+def _inside(name: str) -> str:
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name:
+        raise ValueError(f"'{name[:200]}' leads out of the bundle")
+    return name
+
+
+Inside = Annotated[str, AfterValidator(_inside)]
+"""A path that stays inside the bundle."""
+
+
 class Item(BaseModel):
     """One thing that a bundle holds: ``place`` is its file or folder inside the bundle, ``files`` are relative to the bundle."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     want: Want
-    place: str
+    place: Inside
     commit: str | None = None
-    files: dict[str, Kept]
+    files: dict[Inside, Kept]
 
 
 class Manifest(BaseModel):
@@ -119,7 +132,7 @@ def in_bundle(study: Study) -> Study:
     """
     if study.data.bundle is None:
         return study
-    bundle = Path(study.data.bundle).expanduser()
+    bundle = local_path(study.data.bundle)
     manifest = read_manifest(bundle)
     verify(bundle, manifest)
 
@@ -151,6 +164,8 @@ def read_manifest(bundle: Path) -> Manifest:
     file = bundle / MANIFEST
     try:
         return Manifest.model_validate_json(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"'{file}' is not the manifest of a bundle: {error}", fix="Fetch into an empty folder") from error
     except OSError as error:
         raise DataError(
             f"'{bundle}' is no bundle: {error.strerror or error}: '{file}'",
@@ -177,7 +192,9 @@ def verify(bundle: Path, manifest: Manifest) -> None:
         )
     if known != before:
         try:
-            (bundle / VERIFIED).write_text(json.dumps(known, indent=0), encoding="utf-8")
+            partial = bundle / f"{VERIFIED}.{os.getpid()}"
+            partial.write_text(json.dumps(known, indent=0), encoding="utf-8")
+            partial.replace(bundle / VERIFIED)  # not through it, should it be a link
         except OSError:  # A bundle on a read-only disk is checked in full each time.
             return
 
@@ -207,7 +224,7 @@ def digest(file: Path) -> str:
 
 def _remembered(bundle: Path) -> dict[str, str]:
     try:
-        return {str(key): str(value) for key, value in json.loads((bundle / VERIFIED).read_text(encoding="utf-8")).items()}
+        return {str(key): str(value) for key, value in parse_json((bundle / VERIFIED).read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, AttributeError):
         return {}
 

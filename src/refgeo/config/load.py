@@ -12,7 +12,9 @@ import yaml
 from pydantic import ValidationError
 
 from refgeo.config.data import DataSettings, Source
+from refgeo.config.locations import local_path
 from refgeo.config.problems import config_error, section_of
+from refgeo.config.reading import read_yaml
 from refgeo.config.schema import Study
 from refgeo.config.section import Section
 from refgeo.errors import ConfigError, nearest
@@ -68,15 +70,24 @@ def _commented(section: Section, indent: str) -> list[str]:
         if isinstance(value, Section):
             lines += [f"{indent}{name}:", *_commented(value, indent + "  ")]
         else:
-            text = yaml.safe_dump(values[name], default_flow_style=True, sort_keys=False, allow_unicode=True, width=2**31)
-            lines.append(f"{indent}{name}: {text.removesuffix('...' + chr(10)).strip()}")
+            lines.append(f"{indent}{name}: {_one_line(values[name])}")
         if not indent:
             lines.append("")
     return lines
 
 
+def _one_line(value: Any) -> str:
+    """A value as YAML, for people: characters that cannot be seen stand as escapes."""
+    for readable in (True, False):
+        text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=readable, width=2**31)
+        text = text.removesuffix("...\n").strip()
+        if text.isprintable():
+            break
+    return text
+
+
 def _read(name_or_path: str) -> tuple[dict[str, Any], str]:
-    path = Path(name_or_path).expanduser()
+    path = local_path(name_or_path)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         origin = f"'{name_or_path}'"
         try:
@@ -90,7 +101,7 @@ def _read(name_or_path: str) -> tuple[dict[str, Any], str]:
         text = files("refgeo").joinpath("presets", f"{name_or_path}.yaml").read_text(encoding="utf-8")
     else:
         raise ConfigError(f"There is no preset '{name_or_path}'", expected="a preset or a YAML file", fix=nearest(name_or_path, presets()))
-    data = _parse(text, origin)
+    data = read_yaml(text, origin)
     if not isinstance(data, dict):
         raise ConfigError(f"{origin} holds no settings", expected="a YAML mapping such as 'name: my-study'")
     return _extended(data, origin, path.parent), origin
@@ -103,8 +114,8 @@ def _extended(data: dict[str, Any], origin: str, folder: Path) -> dict[str, Any]
         return data
     if not isinstance(base, str):
         raise ConfigError(f"{origin} extends {base!r}", expected="the name of one preset or study file")
-    beside = folder / base
-    name = str(beside) if beside.suffix in (".yaml", ".yml") else base
+    beside = local_path(str(folder / base))
+    name = str(beside.resolve()) if beside.suffix in (".yaml", ".yml") else base
     if name in _reading:
         raise ConfigError(f"{origin} extends '{base}', which extends {origin} again", fix="Remove one of the two 'extends'")
     _reading.append(name)
@@ -126,28 +137,6 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _parse(text: str, origin: str) -> Any:
-    try:
-        _refuse_repeats(yaml.compose(text, yaml.SafeLoader), origin)
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{origin} is no valid YAML: {' '.join(str(error).split())}") from error
-
-
-def _refuse_repeats(node: yaml.Node | None, origin: str) -> None:
-    """YAML keeps the last of two equal keys in silence; the first was meant to count as well."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if str(key.value) in seen:
-                raise ConfigError(f"{origin} sets '{key.value}' twice (line {key.start_mark.line + 1})", fix="Keep one of them")
-            seen.add(str(key.value))
-            _refuse_repeats(value, origin)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_repeats(value, origin)
-
-
 def _apply(data: dict[str, Any], override: str) -> None:
     key, equals, given = override.partition("=")
     parts = key.strip().split(".")
@@ -164,7 +153,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
             raise ConfigError(
                 f"The override '{override}' looks inside '{'.'.join(parts[:depth])}', which is {inside!r}", expected="a section"
             )
-    inside[parts[-1]] = _parse(given, f"The override '{override}'")
+    inside[parts[-1]] = read_yaml(given, f"The override '{override}'")
 
 
 def _complete_sources(data: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from refgeo.config.attack import AttackSettings
 from refgeo.config.autodan import AutoDANSettings
-from refgeo.config.section import Positive, Rate, Section
+from refgeo.config.section import Positive, Rate, Section, Seed
 
 Directions = Literal["mean_difference", "pca", "probe", "inlp"]
 """Ways to find a candidate direction from the activations of harmful and harmless prompts."""
@@ -154,7 +154,7 @@ class StressSettings(Section):
     """A second attack, with readable texts (AutoDAN); absent: none."""
     checkpoints: tuple[int, ...] = ()
     """Attack steps at which success is judged; the last step is always one. They give ASR as a function of budget."""
-    seeds: tuple[int, ...] | None = None
+    seeds: tuple[Seed, ...] | None = None
     """Attack seeds, each an attack of its own on the same behaviors; absent: one, the study's ``seed``. Intervals count behaviors."""
     shard: Positive | None = None
     """Behaviors attacked together; a finished shard is kept, and a killed run goes on with the others. Absent: all in one. Results

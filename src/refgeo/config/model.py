@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import field_validator
 
-from refgeo.config.locations import PACKAGE, locate
+from refgeo.config.locations import PACKAGE, local_path, locate
 from refgeo.config.section import Section
 from refgeo.errors import ConfigError
 
@@ -78,4 +77,4 @@ def _split(text: str) -> list[str]:
 
 
 def _exists(text: str) -> bool:
-    return (text.startswith(PACKAGE) and "+" not in text) or Path(text).expanduser().exists()
+    return (text.startswith(PACKAGE) and "+" not in text) or local_path(text).exists()

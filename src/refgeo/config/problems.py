@@ -12,6 +12,8 @@ from refgeo.config.schema import Study
 from refgeo.config.section import Section
 from refgeo.errors import ConfigError, nearest
 
+_SHOWN = 300
+
 
 def config_error(error: ValidationError, data: Mapping[str, Any], origin: str) -> ConfigError:
     """All problems that pydantic found in ``data``, as one ``ConfigError``."""
@@ -73,7 +75,16 @@ def _line(key: str, details: list[ErrorDetails]) -> str:
     if any(part == "[key]" for part in first["loc"]):
         return f"'{key}' is not a valid name; expected {_expected(first)}"
     wanted = " or ".join(dict.fromkeys(_expected(detail) for detail in details))
-    return f"'{key}' is {first['input']!r}; expected {wanted}"
+    return f"'{key}' is {_shown(first['input'])}; expected {wanted}"
+
+
+def _shown(value: Any) -> str:
+    """A value as it was given, its beginning where it is long."""
+    try:
+        text = repr(value[:_SHOWN] if isinstance(value, str) else value)
+    except (RecursionError, ValueError):  # nested too deeply, or an integer of thousands of digits
+        return f"a {type(value).__name__}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _expected(detail: ErrorDetails) -> str:

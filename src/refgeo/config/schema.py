@@ -13,7 +13,7 @@ from refgeo.config.data import DataSettings
 from refgeo.config.judge import JudgeSettings
 from refgeo.config.measures import BehaviorSettings, GeometrySettings, InterventionSettings, StressSettings
 from refgeo.config.model import ModelSettings
-from refgeo.config.section import Positive, Rate, Section
+from refgeo.config.section import Positive, Rate, Section, Seed
 
 Arm = Literal["sft", "r2d2", "checkpoints"]
 
@@ -65,7 +65,7 @@ class TrainSettings(Section):
 
     arms: tuple[Arm, ...] = ("sft", "r2d2")
     """Arms to train; ``checkpoints`` alone trains nothing and measures the existing ones that ``checkpoints`` lists."""
-    seeds: tuple[int, ...] = (42,)
+    seeds: tuple[Seed, ...] = (42,)
     """One training run per arm and seed."""
     steps: Positive = 500
     """Optimizer steps."""
@@ -160,7 +160,7 @@ class Study(Section):
     stress: StressSettings = StressSettings()
     report: ReportSettings = ReportSettings()
     run: RunSettings = RunSettings()
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything that is not training: fixed-source attack, tails, controls, bootstrap, adaptive attack."""
 
     @model_validator(mode="before")

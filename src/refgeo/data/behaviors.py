@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from refgeo.config.data import Part, Source
+from refgeo.config.reading import parse_json
 from refgeo.data.cells import Row, check_unique, evenly, plain, repeated, required, some, text
 from refgeo.data.findings import Findings
 from refgeo.data.rows import Behavior, Reference
@@ -93,7 +93,7 @@ def read_reference(row: Row, name: str, part: Part) -> Reference | None:
     if given is None or not text(row, "Reference"):
         return None
     try:
-        content = json.loads(given) if isinstance(given, str) else given
+        content = parse_json(given) if isinstance(given, str) else given
     except ValueError as error:
         raise _bad_reference(name, part, str(error)) from error
     steps = content.get("steps") if isinstance(content, dict) else None
@@ -112,7 +112,7 @@ def _bad_reference(name: str, part: Part, problem: str) -> DataError:
 
 def _targets(path: str) -> dict[str, tuple[str, ...]]:
     try:
-        content: Any = json.loads(read_text(path, "affirmative targets"))
+        content: Any = parse_json(read_text(path, "affirmative targets"))
     except ValueError as error:
         if isinstance(error, DataError):
             raise

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any, cast, get_args
 
 from refgeo.config.data import Part, Source
+from refgeo.config.reading import parse_json
 from refgeo.data.cells import check_unique, evenly, plain, repeated, some, text
 from refgeo.data.findings import Findings
 from refgeo.data.rows import Behavior, Chat
@@ -81,7 +81,7 @@ def _messages(given: Any, name: str, part: Part) -> tuple[tuple[Role, str], ...]
 
     if isinstance(given, str):
         try:
-            given = json.loads(given)
+            given = parse_json(given)
         except ValueError as error:
             raise bad(f"has messages that are no JSON ({error})") from error
     if isinstance(given, str) or not isinstance(given, Iterable):

@@ -6,10 +6,11 @@ import hashlib
 import os
 import shutil
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from refgeo.config.locations import OFFLINE
+from refgeo.config.locations import OFFLINE, is_url, plain_name
 from refgeo.errors import DataError
 
 CACHE = "REFGEO_CACHE"
@@ -36,19 +37,26 @@ def download(url: str, target: Path) -> None:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, partial.open("wb") as file:
             shutil.copyfileobj(answer, file)
-            stated = answer.headers.get("Content-Length")
-        if stated is not None and int(stated) != partial.stat().st_size:
+            stated = answer.headers.get("Content-Length", "")
+            if not is_url(answer.url):
+                raise DataError(f"'{url}' leads to '{answer.url}'", expected="https all the way")
+        if stated.isdecimal() and int(stated) != partial.stat().st_size:
             raise DataError(f"The download of '{url}' broke off", expected=f"{stated} bytes", fix="Try again")
         partial.replace(target)
-    except OSError as error:  # which urllib's own errors are
+    except DataError:
+        raise
+    except (OSError, HTTPException, ValueError) as error:  # urllib's own errors; a broken answer; no address
         raise DataError(f"Cannot download '{url}': {error}", fix=OFFLINE) from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 def file_name(url: str) -> str:
-    """The last part of a URL's path. Raises ``DataError`` when there is none."""
-    name = PurePosixPath(urlsplit(url).path).name
+    """The last part of a URL's path, as a file may be called. Raises ``DataError`` when there is none."""
+    try:
+        name = plain_name(PurePosixPath(urlsplit(url).path).name, "")
+    except ValueError as error:
+        raise DataError(f"'{url}' is no address: {error}", expected="one such as https://example.org/set.csv") from error
     if not name:
         raise DataError(f"The URL '{url}' names no file", expected="an address such as https://example.org/set.csv")
     return name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pyarrow.parquet
 
 from refgeo.config.data import Part
 from refgeo.config.locations import OFFLINE, is_url, locate
+from refgeo.config.reading import parse_json
 from refgeo.data.cells import Row, evenly, text
 from refgeo.data.download import cached
 from refgeo.data.findings import Findings
@@ -125,13 +125,13 @@ def _entries(path: Path, given: str) -> list[Any]:
     if path.suffix == ".txt":
         return [line.strip() for line in content.splitlines() if line.strip()]
     if path.suffix == ".json":
-        whole = json.loads(content) if content.strip() else []
+        whole = parse_json(content) if content.strip() else []
         return whole if isinstance(whole, list) else [None]
     entries = []
     for number, line in enumerate(content.split("\n"), start=1):
         if line.strip():
             try:
-                entries.append(json.loads(line))
+                entries.append(parse_json(line))
             except ValueError as error:
                 raise DataError(f"Line {number} of '{given}' is no JSON: {error}", expected="one JSON object per line") from error
     return entries

@@ -14,6 +14,8 @@ import yaml
 from refgeo.config.data import Part
 from refgeo.config.judge import JudgeSettings, Kind
 from refgeo.config.load import dump_study
+from refgeo.config.locations import local_path
+from refgeo.config.reading import read_yaml
 from refgeo.config.schema import Study
 from refgeo.data.behaviors import read_reference
 from refgeo.data.cells import evenly, required, text
@@ -26,6 +28,7 @@ from refgeo.judging.verdict import RefusalClass
 from refgeo.measures.behavior import evaluation_items
 from refgeo.measures.table import Row, frame, row
 from refgeo.statistics import exact, mean, rate
+from refgeo.study.files import save_csv
 from refgeo.study.judged import canned_refusal
 from refgeo.study.layout import TABLE
 from refgeo.study.loading import evaluation_sets
@@ -158,10 +161,10 @@ def _second(given: str | Path | JudgeSettings, study: Study) -> JudgeSettings:
         return given
     if str(given) in get_args(Kind):
         content: object = {"kind": str(given), "refusals": study.judge.refusals, "grammar": study.judge.grammar}
-    elif Path(given).is_file():
+    elif local_path(str(given)).is_file():
         try:
-            content = yaml.safe_load(Path(given).read_text(encoding="utf-8-sig"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            content = read_yaml(local_path(str(given)).read_text(encoding="utf-8-sig"), f"The second judge '{given}'")
+        except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"Cannot read the second judge '{given}': {error}", expected="YAML or JSON of judge settings") from error
     else:
         raise ConfigError(
@@ -173,7 +176,7 @@ def _second(given: str | Path | JudgeSettings, study: Study) -> JudgeSettings:
 
 def _beside(given: object) -> StudyLike:
     """The run or instrument folder that the completions lie in: its study judged them before."""
-    if isinstance(given, str | Path) and Path(given).is_file():
+    if isinstance(given, str | Path) and local_path(str(given)).is_file():
         for folder in Path(given).absolute().parents:
             if (folder / CONFIG).is_file() and ((folder / MANIFEST).is_file() or (folder / RECORD).is_file()):
                 return folder
@@ -237,8 +240,8 @@ def _agreements(first: Sequence[Verdict], second: Sequence[Verdict], *, names: S
 def _write(folder: Path, found: Judgement, study: Study, asked: Sequence[JudgeSettings]) -> None:
     found.verdicts.to_json(folder / VERDICTS, orient="records", lines=True, force_ascii=False, double_precision=15)
     found.table.to_parquet(folder / TABLE, index=False)
-    found.table.to_csv(folder / SUMMARY, index=False)
-    found.floor.to_csv(folder / FLOOR, index=False)
+    save_csv(folder / SUMMARY, found.table)
+    save_csv(folder / FLOOR, found.floor)
     (folder / CONFIG).write_text(dump_study(study), encoding="utf-8")
     for other in asked[1:]:
         (folder / SECOND).write_text(yaml.safe_dump(other.model_dump(mode="json"), sort_keys=False), encoding="utf-8")

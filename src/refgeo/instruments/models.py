@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import pandas as pd
 
 from refgeo.config.checkpoints import label_of
 from refgeo.config.load import dump_study, load_study
+from refgeo.config.locations import local_path, plain_name
 from refgeo.config.model import ModelSettings, parse_model
 from refgeo.config.schema import Study
 from refgeo.errors import ConfigError
@@ -132,7 +132,7 @@ def _source(study: StudyLike, model: str) -> Iterator[str]:
             file.write_text(dump_study(study), encoding="utf-8")
             yield str(file)
     else:
-        yield str(Path(study) / CONFIG) if Path(study).is_dir() else str(study)
+        yield str(Path(study) / CONFIG) if local_path(str(study)).is_dir() else str(study)
 
 
 def _study_of(name: str, source: str, overrides: Sequence[str]) -> Study:
@@ -158,4 +158,4 @@ def _parts(model: ModelSettings) -> list[str]:
 
 
 def _plain(label: str) -> str:
-    return re.sub(r"[^\w.@+-]+", "-", label).strip("-.") or "model"
+    return plain_name(label, "model")

@@ -14,6 +14,7 @@ from refgeo.config.load import dump_study
 from refgeo.errors import StoreError
 from refgeo.instruments.models import Subject
 from refgeo.study.files import MARK, filling, storing
+from refgeo.study.reading import read_json
 from refgeo.study.store import CONFIG, libraries, now
 
 RECORD = "instrument.json"
@@ -128,8 +129,9 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        made = dict(json.loads(file.read_text(encoding="utf-8")))
-        made["instrument"], made["files"], made["models"] = str(made["instrument"]), list(made["files"]), dict(made["models"])
+        made = read_json(file)
+        made["instrument"], made["files"] = str(made["instrument"]), [str(name) for name in made["files"]]
+        made["models"], made["complete"], made["note"] = dict(made["models"]), bool(made["complete"]), str(made["note"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"'{file}' cannot be read: {error}", fix="Choose another folder (-o DIR)") from error
     return made

@@ -17,6 +17,7 @@ from refgeo.instruments.page import carrier_maps, write_page
 from refgeo.judging import make_judge
 from refgeo.lm.model import LanguageModel
 from refgeo.measures.geometry import Geometry, measure_geometry
+from refgeo.study.files import save_csv
 from refgeo.study.layout import SCAN
 from refgeo.study.loading import write_geometry
 
@@ -100,11 +101,11 @@ def write_one(folder: Path, found: Scan) -> None:
     """The files of one model."""
     (label,) = found.carriers
     write_geometry(folder, Geometry(found.table, found.scan, found.carriers[label], found.tensors[label]))
-    found.scan.to_csv(folder / SCAN_CSV, index=False)
+    save_csv(folder / SCAN_CSV, found.scan)
 
 
 def write_over_all(folder: Path, found: Scan) -> None:
     """The rows of all models, and the page."""
-    found.scan.to_csv(folder / SCAN_CSV, index=False)
+    save_csv(folder / SCAN_CSV, found.scan)
     found.scan.to_parquet(folder / SCAN, index=False)
     write_page(folder, found.scan, found.table, found.carriers)

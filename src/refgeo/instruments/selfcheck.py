@@ -16,6 +16,7 @@ from refgeo.instruments.nulls import chance, judged, shuffled, unchanged, untrai
 from refgeo.instruments.nulls.finding import LEVEL, Finding, Null, Verdict
 from refgeo.instruments.nulls.scene import Scene, scene_of
 from refgeo.instruments.output import writing
+from refgeo.study.files import save_csv
 from refgeo.study.layout import TABLE
 
 STUDY = "pocket"
@@ -118,4 +119,4 @@ def _number(value: object) -> str:
 
 def _write(folder: Path, table: pd.DataFrame) -> None:
     table.to_parquet(folder / TABLE, index=False)
-    table.to_csv(folder / CSV, index=False)
+    save_csv(folder / CSV, table)

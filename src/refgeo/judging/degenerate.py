@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
+from refgeo.config.reading import parse_json
 from refgeo.data.tables import read_text
 from refgeo.errors import DataError
 from refgeo.judging.words import sentence
@@ -46,9 +46,10 @@ class Grammar:
 def read_grammar(path: str, refusals: Sequence[str]) -> Grammar:
     """The grammar in a JSON file. Raises ``DataError`` when it is malformed or a template names an unknown slot."""
     expected = 'JSON like {"slots": {"color": ["red"]}, "templates": ["the box is {color}"]}'
+    text = read_text(path, "sentence grammar")
     try:
-        content: Any = json.loads(read_text(path, "sentence grammar"))
-    except json.JSONDecodeError as error:
+        content: Any = parse_json(text)
+    except ValueError as error:
         raise DataError(f"'{path}' (sentence grammar) is no JSON: {error}", expected=expected) from error
     slots = content.get("slots") if isinstance(content, dict) else None
     templates = content.get("templates") if isinstance(content, dict) else None

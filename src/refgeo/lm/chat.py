@@ -126,7 +126,8 @@ class ChatRenderer:
             turns.append({"role": "assistant", "content": reply})
         try:
             text = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=reply is None))
-        except TemplateError as error:
+        # A template is a program: it may fail as any program does.
+        except (TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
             said = f"The chat template of '{self.tokenizer.name_or_path}' refuses a conversation: {error}"
             raise ModelError(said, fix=_NO_SYSTEM if turns[0]["role"] == "system" else _OTHER) from error
         if turns and turns[0]["role"] == "system" and turns[0]["content"].strip() not in text:

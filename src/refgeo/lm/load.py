@@ -58,7 +58,8 @@ def load_renderer(settings: ModelSettings) -> tuple[ChatRenderer, int]:
         config = AutoConfig.from_pretrained(place.path, **place.options).get_text_config()
     if settings.chat_template is not None:
         template = locate(settings.chat_template) if "{" not in settings.chat_template else None
-        tokenizer.chat_template = template.read_text() if template is not None else settings.chat_template
+        with translated(settings.chat_template, "chat template"):
+            tokenizer.chat_template = template.read_text(encoding="utf-8") if template is not None else settings.chat_template
     return ChatRenderer(tokenizer, settings.system_prompt), int(getattr(config, "max_position_embeddings", NO_LIMIT))
 
 

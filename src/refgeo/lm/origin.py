@@ -15,6 +15,7 @@ from urllib.request import getproxies
 import torch
 from huggingface_hub import constants
 from huggingface_hub import errors as hub
+from safetensors import SafetensorError
 from transformers.utils.hub import cached_file
 
 from refgeo.config.locations import OFFLINE, locate
@@ -121,7 +122,7 @@ def translated(name: str, what: str = "model") -> Iterator[None]:
             fix="Set model.dtype to bfloat16, spread it with model.device_map=auto, free the GPU (run.workers=1 loads each model once), "
             "or name a smaller model",
         ) from error
-    except (OSError, ValueError, hub.HfHubHTTPError) as error:
+    except (OSError, ValueError, SafetensorError, hub.HfHubHTTPError) as error:
         raise _translation(name, what, error) from error
 
 

@@ -37,7 +37,7 @@ class Served:
         self.settings = settings
         self.wait = wait
         self.url = settings.url.rstrip("/") + "/chat/completions"
-        key = os.environ.get(settings.key_variable, "") if settings.key_variable is not None else ""
+        key = os.environ.get(settings.key_variable, "").strip() if settings.key_variable is not None else ""
         if settings.key_variable is not None and not key:
             raise ConfigError(
                 f"The environment variable '{settings.key_variable}' is not set",
@@ -86,9 +86,9 @@ class Served:
                 response = client.post(self.url, json=body)
             except httpx2.InvalidURL as error:
                 raise self._error(f"'{self.settings.url}' is no address: {error}") from error
-            except httpx2.TransportError as error:
+            except httpx2.RequestError as error:
                 if last or isinstance(error, httpx2.UnsupportedProtocol):
-                    reason = f"{type(error).__name__} {error}".strip()
+                    reason = self._shown(f"{type(error).__name__} {error}")
                     raise self._error(f"Cannot reach '{self.settings.url}' (attempts: {attempt + 1}): {reason}") from error
                 wait(_backoff(attempt, None))
                 continue
@@ -114,7 +114,7 @@ class Served:
         try:
             message = response.json()["choices"][0]["message"]
             content = message["content"]
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
             raise self._error(
                 f"'{self.settings.url}' answers no chat completion: {shown}", fix="Check that served.url ends in /v1"
             ) from error

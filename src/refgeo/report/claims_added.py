@@ -8,10 +8,10 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
-import yaml
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, StringConstraints, TypeAdapter, ValidationError, model_validator
 
 from refgeo.config.locations import locate
+from refgeo.config.reading import read_yaml
 from refgeo.config.section import Section
 from refgeo.errors import ConfigError, nearest
 from refgeo.report.claim import Claim
@@ -75,8 +75,8 @@ def load_claims(path: str) -> tuple[Claim, ...]:
     """The claims of a rules file. Raises ``ConfigError`` that names every rule and field that is wrong, and the nearest valid name."""
     file = locate(path)
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8-sig")) if file is not None else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data = read_yaml(file.read_text(encoding="utf-8-sig"), f"The rules '{path}' (report.claims)") if file is not None else None
+    except (OSError, UnicodeDecodeError) as error:
         problem = f"Cannot read the rules '{path}' (report.claims): {' '.join(str(error).split())}"
         raise ConfigError(problem, fix="Check the file, or set report.claims=null") from error
     if not isinstance(data, list):

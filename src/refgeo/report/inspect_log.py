@@ -7,7 +7,6 @@ the same run gives the same logs.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from refgeo import __version__
+from refgeo.config.locations import plain_name
 from refgeo.config.schema import Study
 from refgeo.errors import ConfigError
 from refgeo.lm.messages import Placement
@@ -27,6 +27,7 @@ from refgeo.report.figures.curves import full_budget
 from refgeo.report.methods import stage_records
 from refgeo.report.tables import collect, read_transcripts
 from refgeo.study.layout import AnchorRef, Measure, anchors
+from refgeo.study.reading import stage_json
 from refgeo.study.store import STAGE
 
 MEASURES: tuple[Measure, ...] = ("behavior", "stress")
@@ -77,7 +78,7 @@ def export(run: Path, study: Study, out: Path, progress: Callable[[int, int], No
         if progress is not None:
             progress(done, len(measured))
         transcripts = read_transcripts(anchor.part(measure))
-        made = json.loads((anchor.part(measure) / STAGE).read_text(encoding="utf-8")) if (anchor.part(measure) / STAGE).is_file() else {}
+        made = stage_json(anchor.part(measure) / STAGE) if (anchor.part(measure) / STAGE).is_file() else {}
         table = full_budget(tables.stress) if measure == "stress" else tables.behavior
         here = table[(table["arm"] == anchor.arm) & (table["seed"] == anchor.seed) & (table["step"] == anchor.step)]
         for name, part in transcripts.groupby("set", sort=False) if len(transcripts) else ():
@@ -250,7 +251,7 @@ def _library() -> _Inspect:
 
 
 def _task(set_name: str) -> str:
-    return f"refgeo_{set_name}"
+    return plain_name(f"refgeo_{set_name}", "refgeo")
 
 
 def _id(key: str, kind: str) -> str:

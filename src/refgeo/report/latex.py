@@ -38,7 +38,7 @@ _ESCAPES = {
 
 def escape(text: str) -> str:
     """Text in which no character means anything to LaTeX."""
-    return "".join(_ESCAPES.get(character, character) for character in text)
+    return "".join(_ESCAPES.get(character, character) for character in " ".join(text.split()) if character.isprintable())
 
 
 def tabular(columns: str, head: Sequence[str], rows: Sequence[Sequence[str]], about: str) -> str:

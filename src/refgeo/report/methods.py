@@ -12,8 +12,10 @@ import pandas as pd
 from pydantic import BaseModel
 
 from refgeo.config.schema import Study
+from refgeo.errors import StoreError
 from refgeo.study.layout import SURVEY
 from refgeo.study.protocol import REPORT
+from refgeo.study.reading import read_stage
 from refgeo.study.store import STAGE
 
 
@@ -50,11 +52,10 @@ def stage_records(run: Path) -> dict[str, dict[str, Any]]:
         if any(part.startswith(".") for part in place.parts):
             continue
         try:
-            record = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, TypeError, ValueError):
+            record = read_stage(path)
+        except (OSError, ValueError):
             continue
-        if "fingerprint" in record and "settings" in record:
-            found[str(record.get("id", place))] = record
+        found[str(record.get("id", place))] = record
     return found
 
 
@@ -75,7 +76,10 @@ def data_lines(run: Path) -> list[tuple[str, str, str, str]]:
     path = run / SURVEY
     if not path.is_file():
         return []
-    lines = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        lines = pd.read_csv(path, dtype=str, keep_default_na=False)[["set", "what", "n", "done"]]
+    except (OSError, KeyError, ValueError) as error:
+        raise StoreError(f"Cannot read '{path}': {error}", fix="Delete it and run again") from error
     return [(line["set"], line["what"], line["n"], line["done"]) for line in lines.to_dict("records")]
 
 

@@ -16,7 +16,7 @@ from refgeo.report.paper import paper, paper_tables
 from refgeo.report.rules import Part
 from refgeo.report.tables import Tables
 from refgeo.study import layout
-from refgeo.study.judged import read_table
+from refgeo.study.files import save_csv
 
 OURS, THEIRS = "run", "paper"
 PART_COLUMNS = (
@@ -27,18 +27,18 @@ PART_COLUMNS = (
 
 def write_sources(run: Path, out: Path, tables: Tables, answers: Sequence[Answer], theirs: Sequence[Answer], judge: Trust) -> None:
     """Write the claims under this run's and under the paper's numbers with all their parts, and what else the page quotes, as CSV."""
-    claims_table(answers).to_csv(out / "claims.csv", index=False)
-    claims_table(theirs).to_csv(out / "paper_claims.csv", index=False)
-    parts_table(answers, theirs).to_csv(out / "parts.csv", index=False)
-    paper_table().to_csv(out / "paper.csv", index=False)
-    cost_rows(tables.stress).to_csv(out / "attack_cost.csv", index=False)
-    judge.bounds.to_csv(out / "judge_unscored.csv", index=False)
+    save_csv(out / "claims.csv", claims_table(answers))
+    save_csv(out / "paper_claims.csv", claims_table(theirs))
+    save_csv(out / "parts.csv", parts_table(answers, theirs))
+    save_csv(out / "paper.csv", paper_table())
+    save_csv(out / "attack_cost.csv", cost_rows(tables.stress))
+    save_csv(out / "judge_unscored.csv", judge.bounds)
     costs = pd.DataFrame(stage_costs(run), columns=["id", "seconds", "memory", "fingerprint", "libraries"]).drop(columns="libraries")
-    costs.rename(columns={"id": "stage"}).to_csv(out / "costs.csv", index=False)
+    save_csv(out / "costs.csv", costs.rename(columns={"id": "stage"}))
     for name, place in (("judge_floor", layout.JUDGE_FLOOR), ("judge_agreement", layout.JUDGE_AGREEMENT)):
-        table = read_table(run / place)
+        table = layout.stage_table(run / place)
         if table is not None:
-            table.to_csv(out / f"{name}.csv", index=False)
+            save_csv(out / f"{name}.csv", table)
 
 
 def parts_table(answers: Sequence[Answer], theirs: Sequence[Answer]) -> pd.DataFrame:

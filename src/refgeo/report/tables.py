@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,11 +11,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from refgeo.errors import StoreError
 from refgeo.measures.table import COLUMNS, frame
 from refgeo.report.adaptive_gap import gap_rows
 from refgeo.statistics import CONFIDENCE, Interval
+from refgeo.study.files import save_csv
 from refgeo.study.layout import MEASURES, POINTS, SCAN, TABLE, TRANSCRIPTS, AnchorRef, Measure
+from refgeo.study.reading import TOLD, read_rows, read_table
 
 CELL = ("arm", "seed", "step")
 HEAD = (*CELL, *COLUMNS)
@@ -81,21 +81,18 @@ def read_transcripts(folder: Path) -> pd.DataFrame:
     file = folder / TRANSCRIPTS
     if not file.is_file():
         return pd.DataFrame()
-    try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-    except ValueError as error:
-        raise StoreError(f"Cannot read transcripts '{file}': {error}", fix="Delete that stage folder and run again") from error
-    return pd.DataFrame(rows)
+    return pd.DataFrame(read_rows(file, TOLD))
 
 
 def write_csv(tables: Tables, folder: Path) -> None:
     """Write every table and ``over_seeds`` as CSV; an empty table keeps its header."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables._asdict().items():
-        table.to_csv(folder / f"{name}.csv", index=False)
+        save_csv(folder / f"{name}.csv", table)
     summaries = [aggregate(getattr(tables, name)).assign(table=name) for name in NAMES]
     joined = pd.concat(summaries, ignore_index=True)
-    joined[["table", *(column for column in joined if column != "table")]].to_csv(folder / "over_seeds.csv", index=False)
+    ordered = joined[["table", *(column for column in joined if column != "table")]]
+    save_csv(folder / "over_seeds.csv", ordered)
 
 
 def aggregate(table: pd.DataFrame) -> pd.DataFrame:
@@ -177,10 +174,7 @@ def _stack(anchors: Iterable[AnchorRef], measure: Measure, file: str, head: tupl
         path = anchor.part(measure) / file
         if not path.is_file():
             continue
-        try:
-            part = pd.read_parquet(path)
-        except (OSError, ValueError) as error:
-            raise StoreError(f"Cannot read table '{path}': {error}", fix="Delete that stage folder and run again") from error
+        part = read_table(path, COLUMNS if file == TABLE else ())
         parts.append(part.assign(arm=anchor.arm, seed=anchor.seed, step=anchor.step))
     return _joined(parts, head)
 

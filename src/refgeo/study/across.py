@@ -9,9 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
 from refgeo.attacks.cases import load_cases
 from refgeo.config.schema import Study
@@ -20,8 +18,9 @@ from refgeo.lm.load import load
 from refgeo.lm.model import LanguageModel
 from refgeo.measures.projection import Attacked, Plane, measure_projection, plane
 from refgeo.measures.transfer import Source, measure_transfer
-from refgeo.study import layout
+from refgeo.study import layout, reading
 from refgeo.study.job import Job
+from refgeo.study.loading import read_carrier, read_tensors
 
 START = "start"
 
@@ -36,17 +35,17 @@ def transfer(job: Job) -> None:
     for arm, seed, step in listed:
         sources.append(_source(arm, seed, step, layout.measured_folder(job.run, study, arm, seed, step) / "geometry"))
     own = _own(job) / "geometry"
-    spoken = _carrier(beginning).get("refusal_tokens") or ()
+    spoken = read_carrier(beginning).get("refusal_tokens") or ()
     assert isinstance(spoken, list | tuple)
-    probes, tensors = load_probes(study.data.probes), load_file(own / layout.TENSORS)
-    table = measure_transfer(_model(job), probes, sources, tensors, _carrier(own), study.geometry, study.seed, spoken, job.progress)
+    probes, tensors = load_probes(study.data.probes), read_tensors(own)
+    table = measure_transfer(_model(job), probes, sources, tensors, read_carrier(own), study.geometry, study.seed, spoken, job.progress)
     table.to_parquet(job.out / layout.TABLE, index=False)
 
 
 def projection(job: Job) -> None:
     """Attacked prompts between harmless and harmful ones. The start leaves the axes that all others are projected on."""
     study, folder = job.study, _own(job)
-    own = plane(load_file(folder / "geometry" / layout.TENSORS), _carrier(folder / "geometry"))
+    own = plane(read_tensors(folder / "geometry"), read_carrier(folder / "geometry"))
     first = folder == layout.start_folder(job.run)
     if first:
         save_plane(job.out, own)
@@ -71,10 +70,10 @@ def save_plane(folder: Path, found: Plane | str) -> None:
 
 def load_plane(folder: Path) -> Plane | str:
     """What ``save_plane`` wrote."""
-    place = json.loads((folder / layout.AXES_PLACE).read_text(encoding="utf-8"))
+    place = reading.stage_json(folder / layout.AXES_PLACE)
     if "missing" in place:
         return str(place["missing"])
-    tensors = load_file(folder / layout.AXES)
+    tensors = reading.read_tensors(folder / layout.AXES)
     return Plane(tensors["x"], tensors["y"], tensors["origin"], place["layer"], place["place"], place["position"], place["status"])
 
 
@@ -99,26 +98,16 @@ def _adaptive(study: Study, folder: Path) -> Iterator[Attacked]:
 def _outcomes(folder: Path) -> dict[tuple[str, str, str], bool]:
     """Success by set, behavior and attack string; a string that was not judged, or could not be, is not there."""
     found: dict[tuple[str, str, str], bool] = {}
-    with (folder / layout.TRANSCRIPTS).open(encoding="utf-8") as lines:
-        for line in lines:
-            told = json.loads(line)
-            if told["label"] != "unscored":
-                key = str(told["set"]), str(told["id"]), str(told["attack"])
-                found[key] = found.get(key, False) or bool(told["success"])
+    for told in reading.read_rows(folder / layout.TRANSCRIPTS, reading.TOLD):
+        if told["label"] != "unscored":
+            key = str(told["set"]), str(told["id"]), str(told["attack"])
+            found[key] = found.get(key, False) or bool(told["success"])
     return found
 
 
 def _source(arm: str, seed: int | None, step: int, folder: Path) -> Source:
     # The activations beside the candidates are large; only the candidates are read.
-    with safe_open(folder / layout.TENSORS, framework="pt") as tensors:
-        candidates: Tensor = tensors.get_tensor("candidates")
-    return Source(arm, seed, step, _carrier(folder), candidates)
-
-
-def _carrier(folder: Path) -> dict[str, object]:
-    found = json.loads((folder / layout.CARRIER).read_text(encoding="utf-8"))
-    assert isinstance(found, dict)
-    return found
+    return Source(arm, seed, step, read_carrier(folder), reading.read_tensor(folder / layout.TENSORS, "candidates"))
 
 
 def _own(job: Job) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from refgeo.errors import DataError
 from refgeo.study.files import write_text
+from refgeo.study.reading import read_json
 
 BLOCK = 1 << 22
 REMEMBERED_FROM = 1 << 24
@@ -23,7 +24,7 @@ class Digests:
         self._large: dict[str, str] = {}
         if memory is not None and memory.is_file():
             try:
-                self._large = dict(json.loads(memory.read_text(encoding="utf-8")))
+                self._large = {key: str(value) for key, value in read_json(memory).items()}
             except (OSError, ValueError):
                 self._large = {}
         self._known.update(self._large)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pandas as pd
+
 from refgeo.errors import StoreError
 from refgeo.study.locks import Owner, started_at, this_process
 
@@ -36,6 +38,27 @@ def storing(place: Path) -> Iterator[None]:
         where, why = named, error.strerror or error
         fix = "Choose another place (-o) or change its permissions"
         raise disk_full(error, place) or StoreError(f"'{where}' cannot be written: {why}", fix=fix) from error
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """A table as CSV in which no cell is a formula to a spreadsheet: text that would be one gets an apostrophe before it.
+
+    A carriage return, at which spreadsheets begin a row and which the csv module does not quote, becomes a line break.
+    """
+    names = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
+    return table.assign(**{name: table[name].map(_cell) for name in names}).to_csv(index=False)
+
+
+def save_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as ``csv_text`` gives it."""
+    path.write_text(csv_text(table), encoding="utf-8")
+
+
+def _cell(given: object) -> object:
+    if not isinstance(given, str):
+        return given
+    text = given.replace("\r\n", "\n").replace("\r", "\n")
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\n")) else text
 
 
 def write_text(path: Path, text: str) -> None:
@@ -80,7 +103,7 @@ def remove_leftovers(run: Path) -> None:
     for path in sorted(run.rglob(f".*{MARK}*")):
         owner = Owner.from_tag(path.name.rsplit(MARK, 1)[1])
         if owner is not None and owner.host == here and started_at(owner.pid) != owner.started:
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)

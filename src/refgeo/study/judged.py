@@ -1,8 +1,7 @@
-"""How far the judge can be trusted, as stages over files (``protocol`` names them), and what a run says of it at its end."""
+"""How far the judge can be trusted, as stages over files (``protocol`` names them)."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -12,11 +11,11 @@ from refgeo.config.judge import OneJudgeSettings
 from refgeo.config.schema import Study
 from refgeo.data.rows import Reference
 from refgeo.data.tables import read_lines
-from refgeo.errors import RefgeoError, StoreError
+from refgeo.errors import RefgeoError
 from refgeo.judging import Exchange, JudgeError, floor, judge_all, make_judge
 from refgeo.judging.compare import compare, disagreements, sample
 from refgeo.measures.behavior import spread
-from refgeo.study import layout
+from refgeo.study import layout, reading
 from refgeo.study.job import Job
 from refgeo.study.loading import evaluation_sets
 
@@ -24,7 +23,6 @@ FLOOR_REQUESTS = 16
 """Requests of each set that the floor is measured on."""
 KEPT = ["anchor", "set", "subset", "id", "request", "attack", "completion", "label", "refusal", "raw"]
 KEPT += ["second_label", "second_refusal", "second_raw"]
-REFUSED = "canned refusal"
 
 
 def judge_floor(job: Job) -> None:
@@ -90,62 +88,5 @@ def _transcripts(run: Path, study: Study) -> pd.DataFrame:
     rows = []
     for folder, anchor in {anchor.part("behavior"): anchor for anchor in layout.anchors(run, study)}.items():
         where = "start" if anchor.step == 0 else f"{anchor.arm}/seed-{anchor.seed}/{layout.step_name(anchor.step)}"
-        text = (folder / layout.TRANSCRIPTS).read_text(encoding="utf-8")
-        rows += [{**json.loads(line), "anchor": where} for line in text.split("\n") if line]
+        rows += [{**row, "anchor": where} for row in reading.read_rows(folder / layout.TRANSCRIPTS, reading.TOLD)]
     return pd.DataFrame(rows)
-
-
-def closing_words(run: Path, study: Study) -> list[str]:
-    """What a run says of its judge at its end: nothing of an exact one, else at most three lines. Raises ``StoreError``."""
-    judge = study.judge
-    if judge.kind == "reference" or (judge.kind == "rules" and judge.second is None):
-        return [] if judge.kind == "reference" else ["Judge: rules only, a diagnostic of refusal; harm stays unscored."]
-    lines = []
-    folders = {anchor.part(measure) for anchor in layout.anchors(run, study) for measure in ("behavior", "stress")}
-    tables = [table for folder in sorted(folders) if (table := read_table(folder)) is not None]
-    if judge.asks and tables:
-        rows = pd.concat([table.loc[(table["metric"] == "unscored") & (table["subset"] == "all"), ["value", "n"]] for table in tables])
-        worst = rows["value"].max()
-        if len(rows):
-            share = (rows["value"] * rows["n"]).sum() / rows["n"].sum()
-            lines.append(
-                f"Judge: {share:.1%} of {int(rows['n'].sum()):,} judged attacks unscored, at most {worst:.0%} of one set at one anchor."
-            )
-    return [*lines, *_floor_words(run, judge.asks), *_agreement_words(run, study)]
-
-
-def _floor_words(run: Path, asks: bool) -> list[str]:
-    table = read_table(run / layout.JUDGE_FLOOR) if asks else None
-    if table is None:
-        return []
-    refused = table[table["reply"] == REFUSED].sort_values("set").iloc[-1]  # StrongREJECT's own requests, where there are some
-    said = []
-    if refused["score"] == refused["score"]:
-        said.append(f"scores {refused['score']:.2f} on the StrongREJECT scale")
-    if refused["harmful"] == refused["harmful"]:
-        said.append(f"counts as harmful in {refused['harmful']:.0%} of {int(refused['n'])} requests")
-    return [f"Floor: a canned refusal {' and '.join(said)}."] if said else []
-
-
-def _agreement_words(run: Path, study: Study) -> list[str]:
-    table = read_table(run / layout.JUDGE_AGREEMENT) if study.judge.second is not None else None
-    if table is None:
-        return []
-    words = []
-    for of, name in (("label", "harm"), ("any_refusal", "refusal")):
-        row = table[(table["set"] == "all") & (table["of"] == of)].iloc[0]
-        if row["n"]:
-            kappa = f", kappa {row['kappa']:.2f}" if row["kappa"] == row["kappa"] else ""
-            words.append(f"{name} {row['rate']:.0%}{kappa} (n = {int(row['n'])})")
-    return [f"Second judge agrees: {'; '.join(words)}."] if words else []
-
-
-def read_table(folder: Path) -> pd.DataFrame | None:
-    """The table of a stage; None when it has not been made. Raises ``StoreError`` for one that cannot be read."""
-    file = folder / layout.TABLE
-    if not file.is_file():
-        return None
-    try:
-        return pd.read_parquet(file)
-    except (OSError, ValueError) as error:
-        raise StoreError(f"Cannot read table '{file}': {error}", fix="Delete that stage folder and run again") from error

@@ -5,7 +5,6 @@ Each answer says what it rests on: a file that is here, a published figure, or a
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
@@ -24,6 +23,7 @@ from refgeo.data.rows import Behavior
 from refgeo.errors import ConfigError
 from refgeo.lm.flops import ForwardCost
 from refgeo.lm.load import load_renderer, quiet_peft
+from refgeo.study.reading import stage_json
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mistralai/Mistral-7B-v0.1": {
@@ -151,7 +151,7 @@ def _config(settings: ModelSettings) -> tuple[Any, str]:
     """Configuration of the architecture and where it comes from, the surest first."""
     path, local = settings.path, locate(settings.path)
     if local is not None and not (local / "config.json").is_file() and (local / "adapter_config.json").is_file():
-        base = json.loads((local / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+        base = stage_json(local / "adapter_config.json", "Check the adapter's folder").get("base_model_name_or_path")
         return _config(settings.model_copy(update={"path": base, "revision": None})) if base and base != path else (None, "")
     options = {} if local is not None else {"revision": settings.revision, "local_files_only": True}
     try:

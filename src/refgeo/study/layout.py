@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from refgeo.config.model import ModelSettings
 from refgeo.config.schema import Study
+from refgeo.errors import StoreError
+from refgeo.study.reading import FIX, read_table, stage_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Measure = Literal["behavior", "geometry", "drift", "transfer", "projection", "intervention", "stress", "replay"]
 MEASURES: tuple[Measure, ...] = ("behavior", "geometry", "drift", "transfer", "projection", "intervention", "stress", "replay")
@@ -90,7 +94,12 @@ def reference_step(run: Path, study: Study, arm: str, seed: int) -> int | None:
     if configured is not None:
         return configured
     file = reference_folder(run, arm, seed) / "adapter" / ANCHOR
-    return int(json.loads(file.read_text(encoding="utf-8"))["step"]) if file.is_file() else None
+    if not file.is_file():
+        return None
+    step = stage_json(file).get("step")
+    if not isinstance(step, int) or step < 0:
+        raise StoreError(f"'{file}' says step {step!r}", expected="the step of a save", fix=FIX)
+    return step
 
 
 def configured_reference(study: Study, arm: str) -> int | None:
@@ -151,3 +160,9 @@ def reference_folder(run: Path, arm: str, seed: int) -> Path:
 def report_folder(run: Path) -> Path:
     """``index.html`` and ``tables/*.csv``."""
     return run / "report"
+
+
+def stage_table(folder: Path) -> pd.DataFrame | None:
+    """The table of a stage; None when it has not been made. Raises ``StoreError`` for one that cannot be read."""
+    file = folder / TABLE
+    return read_table(file) if file.is_file() else None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from refgeo.config.data import DataSettings
@@ -15,7 +15,7 @@ from refgeo.data.load import load_audit, load_behaviors, load_filler, load_stron
 from refgeo.errors import StoreError
 from refgeo.measures.behavior import EvaluationSets
 from refgeo.measures.geometry import Geometry
-from refgeo.study import layout
+from refgeo.study import layout, reading
 
 
 def evaluation_sets(data: DataSettings) -> EvaluationSets:
@@ -46,12 +46,12 @@ def write_geometry(out: Path, found: Geometry) -> None:
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of a measured geometry. Raises ``StoreError`` when they are not there."""
-    return load_file(_there(folder, layout.TENSORS))
+    return reading.read_tensors(_there(folder, layout.TENSORS))
 
 
 def read_carrier(folder: Path) -> dict[str, Any]:
     """The carrier of a measured geometry. Raises ``StoreError`` when it is not there."""
-    return dict(json.loads(_there(folder, layout.CARRIER).read_text(encoding="utf-8")))
+    return reading.stage_json(_there(folder, layout.CARRIER))
 
 
 def _there(folder: Path, name: str) -> Path:

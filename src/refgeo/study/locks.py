@@ -9,6 +9,9 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from refgeo.study.reading import read_json
 
 UNATTENDED = 120.0
 """Seconds after which a lock of another machine that nobody renews counts as abandoned."""
@@ -33,7 +36,7 @@ class Owner:
     def from_tag(cls, tag: str) -> Owner | None:
         """The owner that ``tag`` names; None when it is no tag."""
         parts = tag.split("~", 2)
-        if len(parts) != 3 or not parts[0].isdigit() or not parts[1].isdigit():
+        if len(parts) != 3 or not parts[0].isdecimal() or not parts[1].isdecimal():
             return None
         return cls(parts[2], int(parts[0]), int(parts[1]))
 
@@ -83,18 +86,19 @@ class Lock:
         if content is None:
             # Either nobody, or somebody between creating the file and writing into it.
             return Owner("", 0, 0) if 0 <= self._age() < RENEW_EVERY else None
-        owner = Owner(str(content["host"]), int(str(content["pid"])), int(str(content["started"])))
+        owner = Owner(content["host"], content["pid"], content["started"])
         if owner.host == socket.gethostname():
             return owner if started_at(owner.pid) == owner.started else None
         return owner if self._age() < UNATTENDED else None
 
-    def read(self) -> dict[str, object] | None:
+    def read(self) -> dict[str, Any] | None:
         """Owner and note as stored; None when there is no readable lock."""
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
+            content = read_json(self.path)
         except (OSError, ValueError):
             return None
-        return content if isinstance(content, dict) and {"host", "pid", "started"} <= set(content) else None
+        kinds = (("host", str), ("pid", int), ("started", int))
+        return content if all(isinstance(content.get(name), kind) for name, kind in kinds) and content["pid"] > 0 else None
 
     def renew(self) -> None:
         """Tell other machines that the owner lives."""

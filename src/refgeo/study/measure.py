@@ -9,12 +9,14 @@ from pathlib import Path
 from rich.console import Console
 
 from refgeo.config.load import load_study, presets
-from refgeo.config.locations import locate
+from refgeo.config.locations import local_path, locate
 from refgeo.config.model import ModelSettings, parse_model
 from refgeo.config.schema import Study
 from refgeo.errors import ConfigError, StoreError
+from refgeo.study.reading import stage_json
 from refgeo.study.run import Outcome, run_study
 from refgeo.study.store import CONFIG, MANIFEST
+from refgeo.study.terminal import Terminal
 
 REAL = "mistral-7b-lite"
 """The preset whose sets and judges are for real models."""
@@ -38,7 +40,7 @@ def measuring_study(
         raise ConfigError(given, expected="two models or more", fix="Name the start first, then others")
     first, *others = models
     origin = default_study(first) if study is None else study
-    source = str(Path(origin) / CONFIG) if Path(origin).is_dir() else origin
+    source = str(Path(origin) / CONFIG) if local_path(origin).is_dir() else origin
     begin = parse_model(first)
     changes = _model_changes(begin, load_study(source).model)
     listed: list[dict[str, object]] = [{"model": model} for model in others]
@@ -76,7 +78,7 @@ def measure(
     check_folder(folder)
     chosen = measuring_study(models, study, overrides, name=folder.absolute().name)
     # The function that makes the page is named, not imported: its room lies above this one.
-    return run_study(chosen, folder, "refgeo.report.build:build_report", console or Console(highlight=False))
+    return run_study(chosen, folder, "refgeo.report.build:build_report", console or Terminal())
 
 
 def check_folder(folder: Path) -> None:
@@ -100,7 +102,7 @@ def _base(model: ModelSettings) -> str | None:
     for place in _places(model):
         file = place / "adapter_config.json"
         if file.is_file():
-            return str(json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path"))
+            return str(stage_json(file, "Check the adapter's folder").get("base_model_name_or_path"))
     return None
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from refgeo.study.files import write_text
+from refgeo.study.reading import read_json
 
 EVERY = 0.5
 """Seconds between writes."""
@@ -65,6 +66,9 @@ class Reporter:
 def read(path: Path) -> Progress | None:
     """What a reporter wrote last; None when there is nothing."""
     try:
-        return Progress(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError):
+        told = read_json(path)
+        done, total, first = (int(told[name]) for name in ("done", "total", "first_done"))
+        started, updated, begun = (float(told[name]) for name in ("started", "updated", "first_time"))
+        return Progress(done, total, str(told["note"]), started, updated, first, begun)
+    except (OSError, ArithmeticError, KeyError, TypeError, ValueError):
         return None

@@ -5,19 +5,16 @@ The function is a stage of ``refgeo.study.protocol`` of the same name.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pandas as pd
 
 from refgeo.data.load import load_behaviors
-from refgeo.errors import StoreError
 from refgeo.judging import make_judge
 from refgeo.lm.load import load
 from refgeo.measures.string_transfer import Origin, Source, replay_strings
 from refgeo.study import layout
 from refgeo.study.job import Job
 from refgeo.study.loading import write_tables
+from refgeo.study.reading import TOLD, read_rows
 
 
 def replay(job: Job) -> None:
@@ -25,7 +22,8 @@ def replay(job: Job) -> None:
     study, listed = job.study, job.stage.settings["sources"]
     assert isinstance(listed, list)
     sources = [
-        Source(Origin(one["arm"], one["seed"], one["step"]), _transcripts(job.run / one["folder"] / layout.TRANSCRIPTS)) for one in listed
+        Source(Origin(one["arm"], one["seed"], one["step"]), pd.DataFrame(read_rows(job.run / one["folder"] / layout.TRANSCRIPTS, TOLD)))
+        for one in listed
     ]
     assert job.stage.step is not None
     home = Origin(job.stage.arm, job.stage.seed, job.stage.step)
@@ -44,11 +42,3 @@ def replay(job: Job) -> None:
         job.progress,
     )
     write_tables(job.out, found.table, found.transcripts)
-
-
-def _transcripts(file: Path) -> pd.DataFrame:
-    try:
-        # Not splitlines: it also splits at characters that JSON leaves in a string, such as the line separator U+2028.
-        return pd.DataFrame([json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line])
-    except (OSError, ValueError) as error:
-        raise StoreError(f"Cannot read '{file}': {error}", fix=f"Delete '{file.parent}' and run again") from error

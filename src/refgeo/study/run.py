@@ -17,6 +17,7 @@ from refgeo.config.schema import Study
 from refgeo.errors import StoreError
 from refgeo.study.digests import Digests
 from refgeo.study.executors import LocalExecutor, environments
+from refgeo.study.files import csv_text
 from refgeo.study.graph import Graph, Stage
 from refgeo.study.job import Job, Ticket
 from refgeo.study.layout import SURVEY, report_folder
@@ -61,7 +62,7 @@ def run_study(study: Study, run: Path, builder: str, console: Console) -> Outcom
         check_tracking(study)
         found = survey(study.data)
         store.create(study.name)
-        store.keep(SURVEY, found.to_csv(index=False))
+        store.keep(SURVEY, csv_text(found))
         for line in found[found["done"] != ""].itertuples():
             console.print(f"Data: {line.set}: {line.n} {line.what} ({line.done}).", markup=False, soft_wrap=True)
         digests.save()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from statistics import mean
@@ -144,7 +145,7 @@ def fraction(state: progress.Progress) -> str:
 
 def duration(seconds: float | None) -> str:
     """``3 s``, ``2:05``, ``1:02:05``; nothing when unknown."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return ""
     if seconds < 60:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

@@ -10,13 +10,12 @@ import json
 import shutil
 from collections.abc import Callable
 
-import pandas as pd
-
 from refgeo.attacks.cases import load_cases, save_cases
 from refgeo.measures.stress import Attempt
 from refgeo.study import layout
 from refgeo.study.files import filling, write_text
 from refgeo.study.job import Job
+from refgeo.study.reading import read_json, read_table
 from refgeo.study.store import STATE, Store, flat
 
 SHARDS = "shards"
@@ -42,7 +41,7 @@ class Shards:
                 made.transcripts.to_parquet(partial / layout.TABLE, index=False)
                 made.records.to_parquet(partial / layout.RECORDS, index=False)
                 save_cases(partial / layout.CASES, made.cases)
-        return Attempt(pd.read_parquet(place / layout.TABLE), load_cases(place / layout.CASES), pd.read_parquet(place / layout.RECORDS))
+        return Attempt(read_table(place / layout.TABLE), load_cases(place / layout.CASES), read_table(place / layout.RECORDS))
 
 
 def sweep(store: Store) -> None:
@@ -52,8 +51,8 @@ def sweep(store: Store) -> None:
     """
     for owner in sorted((store.run / STATE / SHARDS).glob(f"*/{OWNER}")):
         try:
-            known = json.loads(owner.read_text(encoding="utf-8"))
-            record = json.loads((store.run / known["folder"] / OWNER).read_text(encoding="utf-8"))
+            known = read_json(owner)
+            record = read_json(store.run / known["folder"] / OWNER)
         except (OSError, KeyError, TypeError, ValueError):
             continue  # not published yet, or under way in another process
         if record.get("fingerprint") == known["fingerprint"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from refgeo.errors import StoreError
 from refgeo.study.files import MARK, filling, remove_leftovers, remove_leftovers_of, storing, write_text
 from refgeo.study.graph import Graph, Record, Stage
 from refgeo.study.locks import Lock, this_process
+from refgeo.study.reading import read_json, read_stage
 
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
@@ -54,6 +56,20 @@ class Store:
             )
         if owner != name:
             raise StoreError(f"'{self.run}' belongs to study '{owner}', not to '{name}'", fix="Choose another run folder (-o DIR)")
+        self._check_links()
+
+    def _check_links(self) -> None:
+        """Raise ``StoreError`` for a link out of the folder: what is written through it would change somebody else's files."""
+        inside = self.run.resolve()
+        for place, folders, files in os.walk(self.run):
+            for name in (*folders, *files):
+                path = Path(place, name)
+                if path.is_symlink() and not _resolved(path).is_relative_to(inside):
+                    raise StoreError(
+                        f"'{path}' is a link that leads out of the run folder",
+                        expected="a run folder with everything in it",
+                        fix="Put what it points to in its place, or remove it",
+                    )
 
     def name(self) -> str | None:
         """Name of the study that the folder belongs to; None when it is no run folder. Raises ``StoreError`` for a newer format."""
@@ -61,9 +77,9 @@ class Store:
         if not path.is_file():
             return None
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
+            manifest = read_json(path)
             name, layout = str(manifest["study"]), int(manifest["format"])
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, ArithmeticError, KeyError, TypeError, ValueError) as error:
             raise StoreError(f"'{path}' cannot be read: {error}", fix="Choose another run folder (-o DIR)") from error
         if layout != FORMAT:
             raise StoreError(f"'{self.run}' has format {layout}", expected=f"format {FORMAT}", fix="Use the refgeo version that made it")
@@ -140,7 +156,7 @@ class Store:
         """What is known of a finished stage; None when its folder is absent or was not made whole."""
         path = self.run / stage.folder / STAGE
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_stage(path)
             return Record(
                 fingerprint=str(content["fingerprint"]),
                 version=int(content["version"]),
@@ -149,7 +165,7 @@ class Store:
                 seconds=float(content["seconds"]),
                 detail=content,
             )
-        except (OSError, KeyError, TypeError, ValueError):
+        except (OSError, ArithmeticError, KeyError, TypeError, ValueError):
             return None
 
     def records(self, stages: Iterable[Stage]) -> dict[str, Record | None]:
@@ -185,6 +201,13 @@ class Store:
                 "finished": now(),
             }
             (partial / STAGE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # links in a circle
+        return Path(os.devnull)
 
 
 def flat(name: str) -> str:

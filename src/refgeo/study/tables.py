@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
 from refgeo.study import layout
 from refgeo.study.graph import Graph, Record, Stage
+from refgeo.study.reading import read_table
 from refgeo.study.screen import cost_key, describe, duration, learned, running
 from refgeo.study.store import Store
 
@@ -135,7 +135,7 @@ def headlines(store: Store, stages: Mapping[str, Stage], done: set[str]) -> Iter
         if stage is None or stage.id not in done:
             yield ""
             continue
-        rows = pd.read_parquet(store.run / stage.folder / layout.TABLE)
+        rows = read_table(store.run / stage.folder / layout.TABLE, ("metric", "subset", "value"))
         values = rows.loc[(rows["metric"] == metric) & (rows["subset"] == "all"), "value"]
         yield f"{values.iloc[-1]:.2f}" if len(values) else ""
 

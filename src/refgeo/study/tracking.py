@@ -16,8 +16,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import pandas as pd
-
 from refgeo.config.schema import Study
 from refgeo.errors import ConfigError
 from refgeo.study import layout
@@ -25,6 +23,7 @@ from refgeo.study.executors import Screen
 from refgeo.study.files import storing
 from refgeo.study.graph import Stage
 from refgeo.study.locks import this_process
+from refgeo.study.reading import read_table
 from refgeo.study.schedule import Schedule
 from refgeo.study.store import LOGS, Store, now
 
@@ -89,7 +88,7 @@ class TrackedScreen:
     def _told(self, made: Mapping[str, str]) -> bool:
         """Whether a line about exactly this result is there."""
         with storing(self._store.run):
-            text = self._path.read_text(encoding="utf-8") if self._path.is_file() else ""
+            text = self._path.read_text(encoding="utf-8", errors="replace") if self._path.is_file() else ""
         return json.dumps(made)[1:-1] in text
 
     def _append(self, event: str, stage: Stage, **more: object) -> None:
@@ -127,7 +126,7 @@ def headline_numbers(store: Store, stage: Stage) -> dict[str, float]:
     path = store.run / stage.folder / layout.TABLE
     if stage.kind not in NUMBERS or not path.is_file():
         return {}
-    rows = pd.read_parquet(path)
+    rows = read_table(path, ("set", "subset", "metric", "value"))
     rows = rows[(rows["subset"] == "all") & rows["value"].notna()]
     if "attack_steps" in rows:  # The full budget first.
         rows = rows.sort_values("attack_steps", ascending=False, kind="stable")
@@ -144,7 +143,7 @@ def training_curve(store: Store, stage: Stage) -> list[tuple[int, dict[str, floa
     path = store.run / stage.folder / layout.TRAIN_LOG
     if not path.is_file():
         return []
-    log = pd.read_parquet(path)
+    log = read_table(path, ("step",))
     chosen = [name for name in log.columns if name.startswith("loss") or name == "grad_norm"]
     return [
         (int(row["step"]), {str(name): float(row[name]) for name in chosen if math.isfinite(row[name])}) for row in log.to_dict("records")

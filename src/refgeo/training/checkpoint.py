@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from refgeo.attacks.cases import Case, case_from
@@ -75,7 +76,7 @@ def resume(saves: Path, lm: LanguageModel, optimizer: torch.optim.Optimizer) -> 
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(tensors[f"weight/{name}"])
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise StoreError(
             f"The save '{newest.name}' cannot be read: {error}", fix="Delete that folder to resume from an earlier one"
         ) from error
