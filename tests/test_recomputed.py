@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
         folder,
         tiny_model_dir,
         train={**made["train"], "arms": ["r2d2"], "steps": LAST},
-        anchors={"steps": [LAST], "reference": {"r2d2": 2}},
+        anchors={"steps": [LAST], "reference": {"r2d2": LAST}},
         stress={**made["stress"], "behaviors": 6, "seeds": [0, 1], "replay": True},
         geometry={**made["geometry"], "transfer": False, "projection": False},
     )
@@ -91,11 +92,13 @@ def anchor(run: Path, step: float) -> Path:
     return run / ("start/step-000000" if step == 0 else f"arms/r2d2/seed-1/step-{int(step):06d}")
 
 
+@cache
 def completions(run: Path, step: float, stage: str) -> pd.DataFrame:
     lines = (anchor(run, step) / stage / "transcripts.jsonl").read_text(encoding="utf-8").split("\n")
     return pd.DataFrame([json.loads(line) for line in lines if line])
 
 
+@cache
 def report(run: Path, name: str) -> pd.DataFrame:
     return pd.read_csv(run / "report" / "tables" / f"{name}.csv", low_memory=False)
 
@@ -154,7 +157,7 @@ def replay(run: Path, row: Row) -> Expected:
         last = (home["attack_steps"] == 2) & (home["attack_seed"] == 0) & (home["method"] == "adaptive_gcg")
         other = home[last].sort_values("id")
     assert part["id"].tolist() == other["id"].tolist()
-    metric = "asr_gated" if row["metric"].endswith("_gated") else "asr_"
+    metric = "asr_replay_gated" if row["metric"].endswith("_gated") else "asr_replay"
     apart = outcome(part, metric) - outcome(other, metric)
     flat = (apart == apart[0]).all()
     return Expected(apart.mean(), len(part), None if flat else is_bootstrap(apart))
@@ -201,6 +204,7 @@ def controls(table: pd.DataFrame, row: Row, metric: str) -> np.ndarray:
     return table[same]["value"].to_numpy()
 
 
+@cache
 def checked(run: Path, name: str) -> list[tuple[Row, Expected]]:
     """A sample of the rows that completions determine, and what they should say."""
     table = report(run, name)
@@ -258,8 +262,7 @@ def geometry(run: Path, row: Row) -> float:
     width = field.shape[-1]
     if row["set"] != "drift":
         return ranks(field[place, layer].reshape(-1, width), row["matrix"])[row["metric"]]
-    reference = 0 if row["to"] == "previous" and row["step"] == 2 else 2
-    others, second = tensors(reference)
+    others, second = tensors(LAST if row["to"] == "reference" else 0)
     if row["metric"].startswith("cka"):
         labels = {"cka": ("harmful", "harmless"), "cka_harmful": ("harmful",), "cka_harmless": ("harmless",)}[row["metric"]]
         one, other = (np.concatenate([side[name] for name in labels]) for side in (both, others))
@@ -317,6 +320,7 @@ def scores(net: Any, vector: torch.Tensor, layer: int, bad: Prompts, safe: Promp
     return {"kl": float(np.mean(kl)), **cosines}
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it.
 def test_scores_of_the_scan_follow_from_the_model(run: Path, tiny_model_dir: Path) -> None:
     net: Any = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
     net = PeftModel.from_pretrained(net, anchor(run, LAST) / "adapter").merge_and_unload().eval()
@@ -334,8 +338,8 @@ def test_scores_of_the_scan_follow_from_the_model(run: Path, tiny_model_dir: Pat
             assert {name: row[prefix + name] for name in wanted} == pytest.approx(wanted, abs=1e-5)
 
 
-@pytest.mark.parametrize(("stage", "steps"), [("behavior", (0, 2, LAST)), ("stress", (0, LAST))])
-def test_every_anchor_answers_the_same_prompts(run: Path, stage: str, steps: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("stage", ["behavior", "stress"])
+def test_every_anchor_answers_the_same_prompts(run: Path, stage: str) -> None:
     same = ["set", "id", "request", *(["tail", "attack", "placement"] if stage == "behavior" else ["attack_seed", "attack_steps"])]
-    first, *others = (completions(run, step, stage)[same].to_dict("records") for step in steps)
-    assert all(other == first for other in others)
+    start, last = (completions(run, step, stage)[same].to_dict("records") for step in (0, LAST))
+    assert start == last

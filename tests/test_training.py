@@ -106,9 +106,10 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(study: Study, tmp_pa
 
 
 def test_a_seed_fixes_weights_batches_and_pool_and_another_one_changes_them(study: Study, tmp_path: Path) -> None:
+    short = study.model_copy(update={"train": study.train.model_copy(update={"steps": 3})})
     first, again, other = (dict[str, Any]() for _ in range(3))
     for found, seed, folder in ((first, 7, "first"), (again, 7, "again"), (other, 8, "other")):
-        found["log"], anchors = run(study, "r2d2", tmp_path / folder, seed=seed)
+        found["log"], anchors = run(short, "r2d2", tmp_path / folder, seed=seed)
         found["weights"] = load_file(anchors[3] / "adapter_model.safetensors")
         found["pool"] = json.loads((tmp_path / folder / "saves" / "step-000002" / "state.json").read_text())["cases"]
     assert all(torch.equal(first["weights"][name], again["weights"][name]) for name in first["weights"])
