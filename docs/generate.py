@@ -1,9 +1,10 @@
-"""Pages that are made from the code when the site is built: commands from their ``--help``, settings from the configuration tree."""
+"""What the site shows and ``docs/`` does not hold: commands from their ``--help``, settings from the configuration tree, the benchmarks."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -16,13 +17,24 @@ from refgeo.config.load import load_study, presets
 from refgeo.config.schema import Study
 
 WIDTH = 100
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Called by MkDocs: adds the generated pages to those that are written by hand."""
     for name, text in (("commands", commands()), ("settings", settings())):
         files.append(File.generated(config, f"reference/{name}.md", content=text))
+    results = sorted([*BENCHMARKS.glob("results/*.md"), *BENCHMARKS.glob("results/*.svg")])
+    for source in (BENCHMARKS / "README.md", *results):
+        files.append(File.generated(config, f"benchmarks/{source.relative_to(BENCHMARKS).as_posix()}", abs_src_path=str(source)))
+    links = [f"- [{source.stem}]({source.name})" for source in results]
+    files.append(File.generated(config, "benchmarks/results/index.md", content="\n".join(["# Results of single runs", "", *links, ""])))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Called by MkDocs: a link to the benchmarks beside ``docs/`` leads to their pages on the site."""
+    return markdown.replace("](../benchmarks/results/)", "](benchmarks/results/index.md)").replace("](../benchmarks/", "](benchmarks/")
 
 
 def commands() -> str:

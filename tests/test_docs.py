@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -43,6 +45,25 @@ def test_the_site_asks_the_network_for_nothing(site: Path) -> None:
         text = page.read_text(encoding="utf-8")
         for asked in ('src="http', "fonts.googleapis", "unpkg.com", "cdn."):
             assert asked not in text, f"{page.name} asks for {asked}"
+
+
+@pytest.mark.slow
+def test_every_link_inside_leads_somewhere(site: Path) -> None:
+    pages = {page: page.read_text(encoding="utf-8") for page in site.rglob("*.html")}
+    names = {page: set(re.findall(r'\bid="([^"]+)"', text)) for page, text in pages.items()}
+    followed = 0
+    for page, text in pages.items():
+        for link in map(html.unescape, re.findall(r'\b(?:href|src)="([^"]+)"', text)):
+            path, _, name = unquote(link).partition("#")
+            if "://" in link or link.startswith(("data:", "mailto:")) or page.name == "404.html":
+                continue
+            target = (page.parent / path).resolve() if path else page.resolve()
+            target = target / "index.html" if target.is_dir() else target
+            assert target.is_relative_to(site.resolve()), f"{page.name} links out of the site: {link}"
+            assert target.is_file(), f"{page.name}: {link}"
+            assert not name or target.suffix != ".html" or name in names[site / target.relative_to(site.resolve())], f"{page.name}: {link}"
+            followed += 1
+    assert followed > 500
 
 
 @pytest.mark.slow

@@ -112,6 +112,22 @@ def test_there_is_a_log_per_anchor_and_set(run: Path, logs: dict[str, Any]) -> N
     assert about["study_hash"] == protocol_hash(stage_records(run))
 
 
+def test_no_log_is_taken_for_another_try_of_one(logs: dict[str, Any]) -> None:
+    assert len({log.eval.task_id for log in logs.values()}) == len(logs)
+
+
+def test_the_number_that_a_list_shows_is_the_headline(logs: dict[str, Any]) -> None:
+    first = {
+        name: logs[f"r2d2-seed-1-step-30 refgeo_{name}"].results.scores[0] for name in ("fixed", "adaptive_gcg", "audit", "xstest_safe")
+    }
+    assert {name: (score.name, next(iter(score.metrics))) for name, score in first.items()} == {
+        "fixed": ("harm", "asr_fixed"),
+        "adaptive_gcg": ("harm", "asr_adaptive_gcg"),
+        "audit": ("helpfulness", "utility_mean"),
+        "xstest_safe": ("refusal", "any_refusal_safe"),
+    }
+
+
 def test_a_sample_holds_prompt_completion_and_scores(logs: dict[str, Any]) -> None:
     log = logs["r2d2-seed-1-step-30 refgeo_fixed"]
     assert log.status == "success"

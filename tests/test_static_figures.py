@@ -6,15 +6,16 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from fabricated_run import fabricate, make_study
-from refgeo.errors import ConfigError
+from refgeo.errors import ConfigError, StoreError
 from refgeo.report import static
+from refgeo.report.drawing import Drawing
 from refgeo.report.figures.style import PALETTE
 from refgeo.report.latex import behavior_table, escape, ledger_table, stress_table, tabular
 from refgeo.report.static import Figure, figures, fresh_report, recolored, slug, write_figures, write_tables
@@ -77,32 +78,70 @@ def test_no_light_color_is_left_in_the_dark(page: str) -> None:
         assert recolored(one.spec, dark=False) == one.spec
 
 
-def test_without_kaleido_the_error_says_what_to_install(report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_kaleido_nothing_is_written(report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "kaleido", None)
-    with pytest.raises(ConfigError, match=r"kaleido.*pip install 'refgeo\[figures\]'"):
+    with pytest.raises(ConfigError, match="kaleido"):
         write_figures(report, tmp_path / "out", "svg")
     assert not (tmp_path / "out").exists()
 
 
-def test_without_chrome_the_error_says_what_to_install(report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class NoChrome(Exception):
-        pass
+class Pen:
+    """Draws without a browser; breaks off after ``most`` figures."""
 
-    class Kaleido:
-        ChromeNotFoundError = NoChrome
+    most = 1000
 
-        @staticmethod
-        def PageGenerator(**options: object) -> object:
-            return options
+    def draw(self, drawings: Sequence[Drawing], progress: Callable[[int, int], None] | None) -> None:
+        for one in drawings[: self.most]:
+            one.file.write_text(json.dumps(one.spec), encoding="utf-8")
+        if len(drawings) > self.most:
+            raise StoreError("The browser gave up")
 
-        @staticmethod
-        def write_fig_from_object_sync(specs: object, kopts: object) -> None:
-            raise NoChrome
 
-    monkeypatch.setattr(static, "import_module", lambda name: Kaleido)
-    with pytest.raises(ConfigError, match=r"Chrome or Chromium.*BROWSER_PATH"):
-        write_figures(report, tmp_path / "out", "svg")
-    assert not (tmp_path / "out" / "captions.md").exists()
+def test_only_the_figures_asked_for_are_drawn(report: Path, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(static, "Drawer", Pen)
+    files = write_figures(report, tmp_path, "svg", only=("curve-refusal", "frontier"))
+    assert [file.stem for file in files] == [one.name for one in figures(page) if one.name.startswith(("curve-refusal", "frontier"))]
+    assert len(files) > 3
+    with pytest.raises(ConfigError, match=r"begins with 'courve'.*frontier, curve"):
+        write_figures(report, tmp_path, "svg", only=("courve",))
+
+
+def test_an_interruption_leaves_captions_of_what_is_there(report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(static, "Drawer", Pen)
+    monkeypatch.setattr(Pen, "most", 2)
+    with pytest.raises(StoreError):
+        write_figures(report, tmp_path, "svg")
+    captions = (tmp_path / "captions.md").read_text(encoding="utf-8").splitlines()
+    assert {line.split("**")[1] for line in captions} == {file.name for file in tmp_path.glob("*.svg")}
+    assert len(captions) == 2
+
+
+def test_axes_make_room_for_their_words(report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(static, "Drawer", Pen)
+    for file in write_figures(report, tmp_path, "svg"):
+        layout = json.loads(file.read_text(encoding="utf-8"))["layout"]
+        assert layout["paper_bgcolor"] == "#ffffff"
+        assert all(value["automargin"] for name, value in layout.items() if re.fullmatch(r"[xy]axis\d*", name))
+
+
+def test_names_and_captions_tell_apart_what_a_sign_or_a_step_does() -> None:
+    def shown(name: str, more: str = "") -> str:
+        return f'<figure class="panel"{more}><figcaption><h4>ASR</h4><p>Bars.</p></figcaption><div data-figure="{name}"></div></figure>'
+
+    page = (
+        f"<details><summary>Adding, strength \u22121</summary>{shown('effect-adding-strength-1-asr')}</details>"
+        f"<details><summary>Adding, strength +1</summary>{shown('effect-adding-strength-1-asr-2')}</details>"
+        f"<details><summary>Dose</summary>{shown('dose-48-dose-asr', ' data-step=48 data-seed=7')}</details>"
+        '<script id="figures" type="application/json">'
+        '{"effect-adding-strength-1-asr": {}, "effect-adding-strength-1-asr-2": {}, "dose-48-dose-asr": {}}</script>'
+    )
+    found = figures(page)
+    assert [one.name for one in found] == ["effect-adding-strength-minus-1-asr", "effect-adding-strength-plus-1-asr", "dose-48-dose-asr"]
+    assert [one.words for one in found] == [
+        "Adding, strength \u22121. ASR. Bars.",
+        "Adding, strength +1. ASR. Bars.",
+        "Dose, step 48, seed 7. ASR. Bars.",
+    ]
 
 
 @pytest.mark.slow

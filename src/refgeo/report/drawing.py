@@ -20,8 +20,8 @@ INSTALL = "Install it with: pip install 'refgeo[figures]'; the tables need neith
 CHROME = "Install Chrome or Chromium, or set BROWSER_PATH to its program; the tables need neither"
 PAGES = 4
 """Pages at once at most; fewer where there are fewer cores."""
-LIMIT = 60.0
-"""Seconds after which a browser that says nothing is taken for hung; a figure takes about half a second."""
+LIMIT = 120.0
+"""Seconds after which a browser that says nothing is taken for hung; on a crowded machine the start alone takes most of a minute."""
 PARTING = 10.0
 """Seconds that a browser has to end."""
 BARREN = 2
@@ -64,7 +64,9 @@ class Drawer:
         barren = 0
         while waiting:
             before = len(waiting)
-            why = await self._session(waiting, busy, lambda: progress(len(drawings) - len(waiting) - len(busy), len(drawings)))
+            # After a browser that drew nothing one page alone goes on, so that a figure that breaks it takes no other one with it.
+            pages = 1 if barren else min(PAGES, os.cpu_count() or 1, before)
+            why = await self._session(pages, waiting, busy, lambda: progress(len(drawings) - len(waiting) - len(busy), len(drawings)))
             waiting.extend(busy)  # What may have broken this browser comes last in the next one.
             busy.clear()
             barren = barren + 1 if len(waiting) == before else 0
@@ -74,11 +76,10 @@ class Drawer:
                     fix="The others stay. Run the command again, or set BROWSER_PATH to another Chrome or Chromium",
                 )
 
-    async def _session(self, waiting: deque[Drawing], busy: list[Drawing], drawn: Callable[[], None]) -> str:
-        """One browser, until nothing waits or it fails: why it failed. ``busy``: what its pages were at."""
+    async def _session(self, count: int, waiting: deque[Drawing], busy: list[Drawing], drawn: Callable[[], None]) -> str:
+        """One browser, until nothing waits or it fails: why it failed. ``busy``: what its pages were at, the one that failed last."""
         page = self._kaleido.PageGenerator(mathjax=False)  # Formulas would ask the network for MathJax; no figure has one.
         page.header += STYLE
-        count = min(PAGES, os.cpu_count() or 1, len(waiting))
         try:
             browser = self._kaleido.Kaleido(n=count, timeout=None, page_generator=page)
         except self._errors.ChromeNotFoundError as error:
@@ -104,7 +105,12 @@ class Drawer:
         while waiting:
             one = waiting.popleft()
             busy.append(one)
-            image = await self._answer(browser.calc_fig(one.spec, opts=one.opts), one.file.name)
+            try:
+                image = await self._answer(browser.calc_fig(one.spec, opts=one.opts), one.file.name)
+            except _NoAnswer:
+                busy.remove(one)
+                busy.append(one)
+                raise
             part = one.file.with_name(f".{one.file.name}.part")
             part.write_bytes(image)
             part.replace(one.file)
@@ -114,6 +120,7 @@ class Drawer:
     async def _answer(self, work: Awaitable[Any], name: str) -> Any:
         """What the browser answers. Raises ``_NoAnswer``, in time: ``asyncio.wait_for`` would wait for work that cannot be cancelled."""
         task = asyncio.ensure_future(work)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # Nobody else asks once the page was given up.
         await asyncio.wait({task}, timeout=self._limit)
         if not task.done():
             task.cancel()

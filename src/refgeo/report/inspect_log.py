@@ -33,6 +33,8 @@ from refgeo.study.store import STAGE
 MEASURES: tuple[Measure, ...] = ("behavior", "stress")
 BENIGN = frozenset({"xstest_safe", "audit", "tail_safe"})
 """Sets in which nothing can be harmful: their answers are scored for help instead."""
+SCORERS = ("harm", "helpfulness", "refusal", "strongreject", "degenerate")
+"""In the order that a log has them: the viewer's list of logs shows the first metric of the first one."""
 TELLING = ("tail", "tail_tokens", "attack_steps", "attack_seed")
 """Columns that tell apart completions of the same prompt in one set."""
 INSTALL = "Install it with: pip install 'refgeo[inspect]'"
@@ -154,7 +156,8 @@ def _log(library: _Inspect, study: Study, where: Where, rows: pd.DataFrame, tabl
     key = f"{study.name}/{digest}/{where.anchor}/{where.set}"
     model = f"{study.name}/{where.anchor}"
     samples = list(_samples(library, rows, key, model))
-    known = sorted({name for sample in samples for name in sample.scores})
+    given = {name for sample in samples for name in sample.scores}
+    known = [name for name in SCORERS if name in given]
     about = {
         "refgeo": __version__,
         "study": study.name,
@@ -171,7 +174,7 @@ def _log(library: _Inspect, study: Study, where: Where, rows: pd.DataFrame, tabl
         created=created,
         eval_id=_id(key, "eval"),
         run_id=_id(f"{study.name}/{digest}", "run"),
-        task_id=_id(f"{study.name}/{where.set}", "task"),
+        task_id=_id(key, "task"),  # Of logs with one task id the viewer shows the last only: it takes the others for failed tries.
         task=_task(where.set),
         task_version=0,
         dataset=library.log.EvalDataset(name=where.set, samples=len(samples), sample_ids=[sample.id for sample in samples], shuffled=False),
@@ -233,7 +236,7 @@ def _result(library: _Inspect, name: str, given: Sequence[Any], table: pd.DataFr
     rows = table[table["subset"] == "all"]
     if "tail" in rows and (rows["tail"] == "all").any():
         rows = rows[rows["tail"] == "all"]
-    for row in rows.to_dict("records"):
+    for row in sorted(rows.to_dict("records"), key=lambda row: _beside(str(row["metric"]))):
         metric = str(row["metric"])
         if scorer_of(metric) == name and metric not in metrics and _known(row["value"]):
             beside = {bound: float(row[bound]) for bound in ("low", "high") if _known(row[bound])}
@@ -241,6 +244,11 @@ def _result(library: _Inspect, name: str, given: Sequence[Any], table: pd.DataFr
     here = [one for one in given if one is not None]
     unscored = sum(isinstance(one.value, float) and math.isnan(one.value) for one in here)
     return library.log.EvalScore(name=name, scorer=name, scored_samples=len(here) - unscored, unscored_samples=unscored, metrics=metrics)
+
+
+def _beside(metric: str) -> bool:
+    """Whether a metric only qualifies another one, so that it comes after it."""
+    return metric == "unscored" or metric.endswith(("_low", "_high", "_gated"))
 
 
 def _library() -> _Inspect:
