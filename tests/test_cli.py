@@ -325,3 +325,9 @@ def test_a_measurement_leaves_the_run_of_a_study_alone(refgeo: Callable[..., Ans
     before = {path.name: path.read_text() for path in out.iterdir()}
     assert_refused(refgeo("measure", tiny_model_dir, tiny_model_dir, "-o", out, "--study", study), "a study that trains", "-o DIR")
     assert {path.name: path.read_text() for path in out.iterdir()} == before
+
+
+def test_a_run_that_has_nothing_to_do_loads_no_model_library() -> None:
+    needed = "import sys, refgeo.cli, refgeo.study.run, refgeo.study.closing; print('torch' in sys.modules or 'transformers' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", needed], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "False"
