@@ -54,6 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
         anchors={"steps": [LAST], "reference": {"r2d2": LAST}},
         stress={**made["stress"], "behaviors": 6, "seeds": [0, 1], "replay": True},
         geometry={**made["geometry"], "transfer": False, "projection": False},
+        intervention={**made["intervention"], "ablation_strengths": [0.5, 1.0], "addition_strengths": [1.0]},
     )
     refusal, step = frequent_words(folder / "data", tiny_model_dir)
     (folder / "data" / "refusals.txt").write_text(f"{refusal}\n", encoding="utf-8")
