@@ -168,7 +168,8 @@ def _drawn(name: str, spec: dict[str, Any]) -> Iterator[Printed]:
             elif not name.startswith("plane"):
                 at = [float(one) for axis in "xy" if isinstance(one := trace[axis][index], int | float)]
                 near = [next((value for value in at if number(value) == one.digits[0]), math.nan) for one in told]
-                drawn = any(math.isfinite(value) for value in near)
+                both = name.startswith("frontier") or "costs-in-utility" in name  # the others have a step, a dose or a row on one axis
+                drawn = sum(math.isfinite(value) for value in near) >= (2 if both else 1)
                 told = [one._replace(value=value if drawn else math.inf) for one, value in zip(told, near, strict=True)]
             yield from told
 
