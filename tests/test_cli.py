@@ -328,6 +328,8 @@ def test_a_measurement_leaves_the_run_of_a_study_alone(refgeo: Callable[..., Ans
 
 
 def test_a_run_that_has_nothing_to_do_loads_no_model_library() -> None:
-    needed = "import sys, refgeo.cli, refgeo.study.run, refgeo.study.closing; print('torch' in sys.modules or 'transformers' in sys.modules)"
+    needed = (
+        "import sys, refgeo.cli, refgeo.study.run, refgeo.study.closing; print('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     told = subprocess.run([sys.executable, "-c", needed], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "False"

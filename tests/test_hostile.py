@@ -1,4 +1,4 @@
-"""Input that somebody wrote to do harm: refused in one clear message or shown as what it is; nothing runs, nothing leaves a folder."""
+"""Input that somebody wrote to do harm: refused in one message or shown as what it is; nothing runs, nothing leaves a folder."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from refgeo.config.reading import parse_json, read_yaml
 from refgeo.data.download import download, file_name
 from refgeo.data.load import load_behaviors, load_chat
 from refgeo.errors import LONGEST, ConfigError, DataError, ModelError, RefgeoError, StoreError
+from refgeo.instruments.judging import judge
 from refgeo.lm.load import load, load_renderer
 from refgeo.report.claims_added import load_claims
 from refgeo.report.inspect_log import _task
@@ -236,7 +237,7 @@ def test_whatever_a_text_holds_it_becomes_the_name_of_one_file(tmp_path: Path) -
         assert not name.startswith(("-", "."))
     assert plain_name("e\u0301", "x") == plain_name("\u00e9", "x")
     assert plain_name(f"{'x' * 300}.csv", "x").endswith(".csv")
-    assert _task("../../x") == "refgeo_-..-x"
+    assert _task("../../x") == "refgeo_..-..-x"
 
 
 @pytest.mark.parametrize(
@@ -459,7 +460,13 @@ ROW: dict[str, Any] = {
 def test_transcripts_name_the_line_that_is_broken(tmp_path: Path) -> None:
     good = json.dumps({**ROW, "completion": f"{EVIL}\u2028\0"})
     assert read_rows(written(tmp_path, "t.jsonl", f"{good}\n{good}\n"), TOLD)[1]["completion"] == f"{EVIL}\u2028\0"
-    broken = ["{", "[1]", "5", DEEP, *(json.dumps({**ROW, name: value}) for name, value in [("set", None), ("id", [1]), ("success", "no")])]
+    broken = [
+        "{",
+        "[1]",
+        "5",
+        DEEP,
+        *(json.dumps({**ROW, name: value}) for name, value in [("set", None), ("id", [1]), ("success", "no"), ("request", "\ud800")]),
+    ]
     broken += [json.dumps({**ROW, "helpfulness": "x"}), json.dumps({name: value for name, value in ROW.items() if name != "label"})]
     for line in broken:
         with pytest.raises(StoreError, match="line 2 of"):
@@ -495,11 +502,11 @@ def test_a_record_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 
 
 def test_no_cell_of_a_csv_is_a_formula() -> None:
-    cells = ["=HYPERLINK(1)", "+1", "-1+2", "@SUM(1)", "\t=1", "\r=1", "fine", "a=b"]
+    cells = ["=HYPERLINK(1)", "+1", "-1+2", "@SUM(1)", "\t=1", "\r=1", "fine", "a=b", "a\r=b"]
     text = csv_text(pd.DataFrame({"id": cells, "value": [-1.5] * len(cells)}))
     found = pd.read_csv(io.StringIO(text))
     assert [one[0] for one in found["id"][:6]] == ["'"] * 6
-    assert list(found["id"][6:]) == ["fine", "a=b"]
+    assert list(found["id"][6:]) == ["fine", "a=b", "a\n=b"]
     assert (found["value"] == -1.5).all()
 
 
@@ -530,8 +537,9 @@ def test_a_chat_template_that_bites_is_refused(
     template: str, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    settings = ModelSettings(path=str(tiny_model_dir), chat_template=template)
     with pytest.raises(ModelError, match="chat template"):
-        load_renderer(ModelSettings(path=str(tiny_model_dir), chat_template=template))[0].prompt("hello")
+        load_renderer(settings)[0].prompt("hello")
     assert not list(tmp_path.iterdir())
 
 
@@ -547,6 +555,48 @@ def test_weights_that_are_cut_off_are_said(content: bytes, tiny_model_dir: Path,
     written(tmp_path, "model.safetensors", content)
     with pytest.raises(ModelError, match="Cannot load"):
         load(ModelSettings(path=str(tmp_path), device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "[1]"),
+        ("config.json", DEEP),
+        ("config.json", '{"model_type": "llama", "num_hidden_layers": "x"}'),
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", '{"model": 5}'),
+        ("tokenizer_config.json", "[1]"),
+    ],
+)
+def test_files_of_a_model_that_bite_are_refused(name: str, content: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    for file in tiny_model_dir.iterdir():
+        written(tmp_path, file.name, file.read_bytes())
+    written(tmp_path, name, content)
+    with pytest.raises(ModelError):
+        load(ModelSettings(path=str(tmp_path), device="cpu"))
+
+
+@pytest.mark.parametrize("content", ["[1]", DEEP, '{"base_model_name_or_path": 5}', "{}"])
+def test_an_adapter_that_bites_is_refused(content: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError):
+        load(ModelSettings(path=str(written(tmp_path, "adapter_config.json", content).parent), device="cpu"))
+
+
+def test_code_of_a_model_is_not_run(tiny_model_dir: Path, tmp_path: Path) -> None:
+    for file in tiny_model_dir.iterdir():
+        written(tmp_path, file.name, file.read_bytes())
+    written(tmp_path, "evil.py", f"open({str(tmp_path / 'owned')!r}, 'w')\n\nclass Config: pass\n")
+    written(
+        tmp_path, "config.json", '{"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Config"}}'
+    )
+    with pytest.raises(ModelError):
+        load(ModelSettings(path=str(tmp_path), device="cpu"))
+    assert not (tmp_path / "owned").exists()
+
+
+def test_half_characters_are_judged_by_nobody() -> None:
+    with pytest.raises(DataError, match="surrogate"):
+        judge([{"request": "q", "completion": "\ud800"}], study="pocket", overrides=["judge={kind: rules}"])
 
 
 def test_every_refusal_is_of_one_family() -> None:

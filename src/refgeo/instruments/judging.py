@@ -123,6 +123,10 @@ def _read(given: str | Path | pd.DataFrame | Sequence[Mapping[str, Any]]) -> tup
         name = "the given rows"
         found = given.to_dict("records") if isinstance(given, pd.DataFrame) else given
         rows = [{str(key): value for key, value in one.items()} for one in found]
+        try:
+            "".join(str(value) for row in rows for value in row.values()).encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{name} hold {error.object[error.start]!a}, half of a surrogate pair", expected="whole characters") from error
     columns = {key for row in rows for key in row}
     lacking = [named for named, one in (("completion", {"completion"}), ("request", {"request", "prompt"})) if not columns & one]
     if not rows or lacking:

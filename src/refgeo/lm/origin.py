@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from transformers.utils.hub import cached_file
 
 from refgeo.config.locations import OFFLINE, locate
 from refgeo.config.model import ModelSettings
+from refgeo.config.reading import parse_json
 from refgeo.errors import ModelError
 
 UNGATED = {
@@ -45,6 +45,7 @@ UNGATED = {
 }
 """Copies of models whose owners ask for an agreement, on a hub account that does not. Their licenses are the same."""
 
+_MALFORMED = (ValueError, TypeError, AttributeError, LookupError, RecursionError, hub.StrictDataclassError)
 _LOG_IN = "Accept its conditions on its hub page, then run `hf auth login` or set HF_TOKEN"
 
 
@@ -88,7 +89,7 @@ def resolved(settings: ModelSettings) -> ModelSettings:
         if _file(place, "config.json") is not None or (found := adapter_config(place)) is None:
             return settings
     base = found.get("base_model_name_or_path")
-    if not base or settings.adapter is not None:
+    if not isinstance(base, str) or not base or settings.adapter is not None:
         wanted = "a model below the adapter" if base else "base_model_name_or_path in its adapter_config.json"
         raise ModelError(f"'{settings.path}' is an adapter, not a model", expected=wanted, fix="Name both: base+adapter")
     return settings.model_copy(
@@ -99,7 +100,7 @@ def resolved(settings: ModelSettings) -> ModelSettings:
 def adapter_config(place: Origin) -> dict[str, Any] | None:
     """What the adapter's adapter_config.json says; None where there is none."""
     file = _file(place, "adapter_config.json")
-    return None if file is None else dict(json.loads(Path(file).read_text(encoding="utf-8")))
+    return None if file is None else dict(parse_json(Path(file).read_text(encoding="utf-8")))
 
 
 def _file(place: Origin, name: str) -> str | None:
@@ -122,7 +123,8 @@ def translated(name: str, what: str = "model") -> Iterator[None]:
             fix="Set model.dtype to bfloat16, spread it with model.device_map=auto, free the GPU (run.workers=1 loads each model once), "
             "or name a smaller model",
         ) from error
-    except (OSError, ValueError, SafetensorError, hub.HfHubHTTPError) as error:
+    # Files of somebody else: whatever a library stumbles over in them.
+    except (OSError, *_MALFORMED, SafetensorError, hub.HfHubHTTPError) as error:
         raise _translation(name, what, error) from error
 
 
