@@ -22,6 +22,7 @@ from refgeo.report.build import INDEX, build_report
 from refgeo.report.claims import CLAIMS
 from refgeo.report.claims_added import load_claims
 from refgeo.report.drawing import Drawer, Drawing
+from refgeo.report.figures import style
 from refgeo.report.figures.style import PALETTE
 from refgeo.report.latex import behavior_table, ledger_table, stress_table
 from refgeo.report.tables import collect
@@ -165,8 +166,7 @@ def roomy(layout: Mapping[str, Any]) -> dict[str, Any]:
 
 def slug(text: str) -> str:
     """``R2D2, strength −1`` -> ``r2d2-strength-minus-1``: what a file name can hold anywhere."""
-    signed = _SIGNED.sub(lambda sign: " plus " if sign.group() == "+" else " minus ", text)
-    return re.sub(r"[^a-z0-9]+", "-", signed.lower()).strip("-") or "figure"
+    return style.slug(_SIGNED.sub(lambda sign: " plus " if sign.group() == "+" else " minus ", text))
 
 
 def _numbered(name: str) -> Iterator[str]:
