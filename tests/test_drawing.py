@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import sys
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +206,13 @@ def test_without_chrome_the_error_says_what_to_install(
         Drawer().draw(drawings(tmp_path))
 
 
+def test_a_disk_that_is_full_is_no_fault_of_the_browser(use: Callable[[Act], Browsers], tmp_path: Path) -> None:
+    browsers = use(fine)
+    with pytest.raises(FileNotFoundError):
+        Drawer().draw(drawings(tmp_path / "absent"))
+    assert (browsers.opened, browsers.closed) == (1, 1)
+
+
 @pytest.mark.slow
 def test_a_pdf_shows_the_whole_figure_to_its_edges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("kaleido", reason="kaleido is not installed")
@@ -211,4 +221,10 @@ def test_a_pdf_shows_the_whole_figure_to_its_edges(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("BROWSER_PATH", CHROME)
     spec = {"data": [], "layout": {"paper_bgcolor": "#ff0000", "plot_bgcolor": "#ff0000"}}
     Drawer().draw([Drawing(tmp_path / "red.pdf", spec, {"format": "pdf", "width": 520, "height": 260, "scale": 1})])
-    assert (tmp_path / "red.pdf").read_bytes().startswith(b"%PDF")
+    page = b""
+    for packed in re.findall(rb"stream\r?\n(.*?)endstream", (tmp_path / "red.pdf").read_bytes(), flags=re.DOTALL):
+        with suppress(zlib.error):
+            page += zlib.decompress(packed.strip(b"\r\n"))
+    background = re.search(rb"([\d.]+) ([\d.]+) cm\s+1 0 0 RG 1 0 0 rg\s.*?\s0 0 (\d+) (\d+) re", page, flags=re.DOTALL)
+    assert background is not None
+    assert [float(value) for value in background.groups()] == [0, 0, 520, 260]

@@ -116,16 +116,20 @@ def test_no_log_is_taken_for_another_try_of_one(logs: dict[str, Any]) -> None:
     assert len({log.eval.task_id for log in logs.values()}) == len(logs)
 
 
+SHOWN = {
+    "fixed": ("harm", "asr_fixed"),
+    "adaptive_gcg": ("harm", "asr_adaptive_gcg"),
+    "audit": ("helpfulness", "utility_mean"),
+    "xstest_safe": ("refusal", "any_refusal_safe"),
+    "strongreject": ("strongreject", "strongreject"),
+}
+
+
 def test_the_number_that_a_list_shows_is_the_headline(logs: dict[str, Any]) -> None:
     first = {
         name: logs[f"r2d2-seed-1-step-30 refgeo_{name}"].results.scores[0] for name in ("fixed", "adaptive_gcg", "audit", "xstest_safe")
     }
-    assert {name: (score.name, next(iter(score.metrics))) for name, score in first.items()} == {
-        "fixed": ("harm", "asr_fixed"),
-        "adaptive_gcg": ("harm", "asr_adaptive_gcg"),
-        "audit": ("helpfulness", "utility_mean"),
-        "xstest_safe": ("refusal", "any_refusal_safe"),
-    }
+    assert {name: (score.name, next(iter(score.metrics))) for name, score in first.items()} == SHOWN
 
 
 def test_a_sample_holds_prompt_completion_and_scores(logs: dict[str, Any]) -> None:

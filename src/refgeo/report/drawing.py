@@ -59,6 +59,7 @@ class Drawer:
         asyncio.run(self._draw(drawings, progress or (lambda done, total: None)))
 
     async def _draw(self, drawings: Sequence[Drawing], progress: Callable[[int, int], None]) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)  # Of what a given-up browser leaves, nobody asks.
         waiting = deque(drawings)
         busy: list[Drawing] = []
         barren = 0
@@ -91,7 +92,11 @@ class Drawer:
             ended, others = await asyncio.wait(pages, return_when=asyncio.FIRST_EXCEPTION)
             for task in others:
                 task.cancel()
-            why = next((str(error) for task in ended if (error := task.exception()) is not None), "")
+            errors = [error for task in ended if (error := task.exception()) is not None]
+            for error in errors:
+                if not isinstance(error, _NoAnswer):
+                    raise error
+            why = str(errors[0]) if errors else ""
         except _NoAnswer as error:
             why = str(error)
         finally:
@@ -120,7 +125,6 @@ class Drawer:
     async def _answer(self, work: Awaitable[Any], name: str) -> Any:
         """What the browser answers. Raises ``_NoAnswer``, in time: ``asyncio.wait_for`` would wait for work that cannot be cancelled."""
         task = asyncio.ensure_future(work)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # Nobody else asks once the page was given up.
         await asyncio.wait({task}, timeout=self._limit)
         if not task.done():
             task.cancel()
