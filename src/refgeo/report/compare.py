@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from refgeo.statistics import CONFIDENCE, Interval, over_seeds, paired_difference, rate
+from refgeo.statistics import CONFIDENCE, Interval, over_seeds, paired_difference, rate, wilson
 
 ANY = (-math.inf, math.inf)
 """The range of a quantity that knows none."""
@@ -78,9 +78,7 @@ def rate_among(interval: Interval, tests: int) -> Interval:
     """The Wilson interval of a rate that was picked out of ``tests`` candidates (Bonferroni)."""
     if tests <= 1 or not has_interval(interval) or interval.n < 1:
         return interval
-    count = round(interval.value * interval.n)
-    bounds = stats.binomtest(count, interval.n).proportion_ci(1 - (1 - CONFIDENCE) / tests, method="wilson")
-    return Interval(interval.value, float(bounds.low), float(bounds.high), interval.n)
+    return wilson(round(interval.value * interval.n), interval.n, 1 - (1 - CONFIDENCE) / tests)._replace(value=interval.value)
 
 
 def widened(interval: Interval, tests: int) -> Interval:
