@@ -208,6 +208,7 @@ class Cells:
 
     def _derive(self, table: pd.DataFrame) -> None:
         keys = ["arm", "seed", "step", "set", "metric"]
+        table = table[table["subset"] == "all"]
         base = table[table["intervention"] == "baseline"].set_index([*keys])["value"]
         for row in table[(table["intervention"] != "baseline") & ~table["metric"].str.contains("_delta|_percentile|_price")].itertuples():
             before = base.get((row.arm, row.seed, row.step, row.set, row.metric))
