@@ -19,6 +19,21 @@ DEEPEST = 50
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's own, which stops where nesting becomes too deep instead of where Python's stack ends."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """One node with all that is in it."""
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.YAMLError(f"nested more than {DEEPEST} levels deep")
+        found = super().compose_node(parent, index)
+        self.depth -= 1
+        return found
+
+
 def read_yaml(text: str, origin: str) -> Any:
     """What a YAML text holds; ``origin`` is what an error calls it.
 
@@ -28,8 +43,10 @@ def read_yaml(text: str, origin: str) -> Any:
     if len(text) > LARGEST:
         raise ConfigError(f"{origin} has {len(text):,} characters", expected=f"at most {LARGEST:,}")
     try:
-        _check(yaml.compose(text, yaml.SafeLoader), origin)
-        return yaml.safe_load(text)
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        _check(root, origin)
+        return None if root is None else loader.construct_document(root)
     # PyYAML hands on what fails inside of it: dates and numbers that are none, and nesting deeper than Python's own limit.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         if isinstance(error, ConfigError):
