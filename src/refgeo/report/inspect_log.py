@@ -33,8 +33,9 @@ from refgeo.study.store import STAGE
 MEASURES: tuple[Measure, ...] = ("behavior", "stress")
 BENIGN = frozenset({"xstest_safe", "audit", "tail_safe"})
 """Sets in which nothing can be harmful: their answers are scored for help instead."""
-SCORERS = ("harm", "helpfulness", "refusal", "strongreject", "degenerate")
-"""In the order that a log has them, those without a metric of the tables last."""
+SCORERS = ("harm", "refusal", "helpfulness", "strongreject", "degenerate")
+HEADLINES = {"audit": "helpfulness", "strongreject": "strongreject"}
+"""The scorer that says what a set is about; of other sets it is the first above that has a metric in the tables."""
 TELLING = ("tail", "tail_tokens", "attack_steps", "attack_seed")
 """Columns that tell apart completions of the same prompt in one set."""
 INSTALL = "Install it with: pip install 'refgeo[inspect]'"
@@ -185,10 +186,12 @@ def _log(library: _Inspect, study: Study, where: Where, rows: pd.DataFrame, tabl
         tags=[where.arm, where.set],
     )
     told = [_result(library, name, [sample.scores.get(name) for sample in samples], table) for name in known]
+    # The viewer's list of logs shows the first metric of the first scorer.
+    told.sort(key=lambda score: (not score.metrics, score.name != HEADLINES.get(where.set)))
     results = library.log.EvalResults(
         total_samples=len(samples),
         completed_samples=len(samples),
-        scores=sorted(told, key=lambda score: not score.metrics),  # The viewer's list shows the first metric of the first one.
+        scores=told,
     )
     stats = library.log.EvalStats(started_at=created, completed_at=created)
     plan = library.log.EvalPlan(steps=[library.log.EvalPlanStep(solver="generate")])

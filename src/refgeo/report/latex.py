@@ -16,7 +16,7 @@ BEHAVIOR: tuple[tuple[str, str, str], ...] = (
     ("Fixed ASR", "fixed", "asr_fixed"),
     ("StrongREJECT", "strongreject", "strongreject"),
     ("Safe refused", "xstest_safe", "any_refusal_safe"),
-    ("Utility (0-2)", "audit", "utility_mean"),
+    ("Utility (0\u20132)", "audit", "utility_mean"),
     ("Degenerate (fixed)", "fixed", "degenerate"),
 )
 STRESS: tuple[tuple[str, str, str], ...] = (
@@ -24,7 +24,7 @@ STRESS: tuple[tuple[str, str, str], ...] = (
     ("GCG ASR, gated", "adaptive_gcg", "asr_adaptive_gcg_gated"),
     ("AutoDAN ASR", "adaptive_autodan", "asr_adaptive_autodan"),
     ("Aware GCG ASR", "adaptive_aware", "asr_adaptive_aware"),
-    ("Frozen - adaptive", "adaptive_gcg", "adaptive_gap"),
+    ("Frozen \u2212 adaptive", "adaptive_gcg", "adaptive_gap"),
 )
 _ESCAPES = {
     "\\": r"\textbackslash{}",
