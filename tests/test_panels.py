@@ -7,8 +7,8 @@ import pytest
 from fabricated_run import fabricate, make_study
 from refgeo.report.claims import CLAIMS
 from refgeo.report.figures import behavior, frontier, geometry, stress
-from refgeo.report.figures.style import Panel
-from refgeo.report.panels import CLAIM_PANELS, dose_panels, figure_of, gated, placed, slug, split, twins
+from refgeo.report.figures.style import Panel, slug
+from refgeo.report.panels import CLAIM_PANELS, dose_panels, figure_of, gated, placed, split, twins
 from refgeo.report.tables import NOTHING, Tables, collect
 
 ARMS = ("r2d2", "sft")

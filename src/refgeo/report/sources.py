@@ -73,4 +73,5 @@ def paper_table() -> pd.DataFrame:
         )
     )
     joined = pd.concat(named, ignore_index=True)
-    return joined[["table", *(column for column in joined if column != "table")]]
+    found: pd.DataFrame = joined[["table", *(column for column in joined if column != "table")]]
+    return found

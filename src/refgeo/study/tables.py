@@ -24,7 +24,7 @@ HEADLINES = {
 """The numbers that ``status`` shows, by column: the measure and the metric of its table."""
 MARKS = {"done": ("+", "green"), "running": (">", "bold yellow"), "waiting": (".", "dim"), "stale": ("~", "red")}
 """How a stage may stand: its mark in one character that every terminal has, and the color of that."""
-COLUMNS = {"checkpoint": "w", **{measure: measure[0] for measure in layout.MEASURES}}
+COLUMNS: dict[str, str] = {"checkpoint": "w", **{measure: measure[0] for measure in layout.MEASURES}}
 """What is made at an anchor, by kind of stage, and its letter at the head of the marks."""
 
 

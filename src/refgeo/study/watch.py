@@ -53,7 +53,7 @@ def look(study: Study, run: Path, builder: str) -> Look:
     now = running_table(store, graph, done)
     left = remaining(graph, done, records)
     words = f"{len(done)} of {len(graph.stages)} stages done" + (f", about {duration(left)} of work left" if left else "") + "."
-    news: list[RenderableType] = [*([now, Text()] if now.row_count else []), Text(words)]
+    news: list[RenderableType] = [now, Text(), Text(words)] if now.row_count else [Text(words)]
     finished = len(done) == len(graph.stages)
     return Look(Group(*whole, *news), finished, at_work(store), live=Group(*news, Text(), *whole))
 
