@@ -213,7 +213,7 @@ class Cells:
         for row in table[(table["intervention"] != "baseline") & ~table["metric"].str.contains("_delta|_percentile|_price")].itertuples():
             before = base.get((row.arm, row.seed, row.step, row.set, row.metric))
             if before is not None:
-                self._add(float(str(row.value)) - float(str(before)), math.nan, math.nan, "", str(row.arm), str(row.step))
+                self._add(float(str(row.value)) - float(before), math.nan, math.nan, "", str(row.arm), str(row.step))
 
     def _add(self, value: float, low: float, high: float, n: str, arm: str, step: str, spread: tuple[str, ...] = ()) -> None:
         if math.isfinite(value):

@@ -72,6 +72,6 @@ def paper_table() -> pd.DataFrame:
             [{"set": "field", "metric": f"effective_rank_{end}", "value": value, "n": 0, "table": "geometry"} for end, value in ends]
         )
     )
-    joined: pd.DataFrame = pd.concat(named, ignore_index=True)
-    ordered: pd.DataFrame = joined[["table", *(column for column in joined if column != "table")]]
-    return ordered
+    joined = pd.concat(named, ignore_index=True)
+    found: pd.DataFrame = joined[["table", *(column for column in joined if column != "table")]]
+    return found
