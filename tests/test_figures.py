@@ -122,6 +122,17 @@ def test_one_budget_says_how_to_get_a_curve(tables: Tables) -> None:
     assert any("stress.checkpoints" in panel.missing for panel in shown)
 
 
+def test_other_attacks_stand_beside_gcg_where_a_study_ran_them(tables: Tables) -> None:
+    found = tables.stress[tables.stress["set"] == "adaptive_gcg"]
+    autodan = found.assign(set="adaptive_autodan", metric=found["metric"].str.replace("_gcg", "_autodan"))
+    both = tables._replace(stress=pd.concat([tables.stress, autodan], ignore_index=True))
+    titles = ["R2D2: other attacks that adapt", "SFT: other attacks that adapt"]
+    drawn = {panel.title: panel for panel in stress.attacks(both)}
+    assert [title for title in drawn if title.endswith("that adapt")] == titles
+    assert {row[0] for row in drawn[titles[0]].rows[1:]} == {"GCG", "AutoDAN"}
+    assert not any(panel.title in titles for panel in stress.attacks(tables))
+
+
 def test_a_line_does_not_bridge_an_anchor_without_a_value() -> None:
     rows = [
         {"arm": "r2d2", "seed": 1, "step": step, **row("carrier", "depth", exact(value))}

@@ -13,11 +13,13 @@ from refgeo.report.tables import Tables, arm_name, arm_order
 from refgeo.statistics import Interval
 
 METRIC = "asr_adaptive_gcg"
+OTHERS = {"adaptive_autodan": ("AutoDAN", "dash"), "adaptive_aware": ("aware", "dot")}
+"""Further attacks that a study may run on every anchor: set, name at the line's end, dash."""
 
 
 def attacks(tables: Tables) -> list[Panel]:
     """Per arm: adaptive, fixed and direct success over steps; then success by budget at each anchor; then, where the run has them, the
-    gap over training, what breaking costs, and the transfer of strings."""
+    gap over training, the other attacks, what breaking costs, and the transfer of strings."""
     stress = full_budget(tables.stress)
     panels = []
     for arm in arm_order(tables.behavior["arm"]):
@@ -34,7 +36,22 @@ def attacks(tables: Tables) -> list[Panel]:
             )
         )
     panels += [_budgets(tables.stress, arm) for arm in arm_order(tables.stress["arm"])]
-    return [*panels, *_gap(tables.stress), *costs(tables.stress), *transfer(tables.stress)]
+    others = [panel for arm in arm_order(tables.stress["arm"]) for panel in _others(stress, arm)]
+    return [*panels, *_gap(tables.stress), *others, *costs(tables.stress), *transfer(tables.stress)]
+
+
+def _others(stress: pd.DataFrame, arm: str) -> list[Panel]:
+    """GCG beside the other attacks that adapt, all at their full budgets; nothing where GCG was the only one."""
+    known = [name for name in OTHERS if arm in set(select(stress, name, f"asr_{name}")["arm"])]
+    lines = [(stress, Line("adaptive_gcg", METRIC, name="GCG", arms=(arm,)))]
+    for name in known:
+        words, dash = OTHERS[name]
+        lines.append((stress, Line(name, f"asr_{name}", name=words, dash=dash, arms=(arm,))))
+    caption = (
+        "Solid: GCG. Dashed: AutoDAN, in readable words. Dotted: GCG that also suppresses the carrier. An attack under which the model "
+        "writes nonsense fails as well: see the gated numbers."
+    )
+    return [curve(f"{arm_name(arm)}: other attacks that adapt", caption, lines)] if known else []
 
 
 def _gap(stress: pd.DataFrame) -> list[Panel]:
