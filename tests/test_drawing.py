@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
 import sys
@@ -110,8 +111,8 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Act], Browsers]:
     def make(act: Act) -> Browsers:
         found = Browsers(act)
         monkeypatch.setattr(drawing, "import_module", lambda name: found)
-        monkeypatch.setattr(drawing.os, "cpu_count", lambda: 2)
-        monkeypatch.setattr(drawing.os, "killpg", lambda pid, number: found.processes[-1].kill())
+        monkeypatch.setattr(os, "cpu_count", lambda: 2)
+        monkeypatch.setattr(os, "killpg", lambda pid, number: found.processes[-1].kill())
         return found
 
     return make

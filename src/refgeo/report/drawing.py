@@ -92,11 +92,11 @@ class Drawer:
             ended, others = await asyncio.wait(pages, return_when=asyncio.FIRST_EXCEPTION)
             for task in others:
                 task.cancel()
-            errors = [error for task in ended if (error := task.exception()) is not None]
-            for error in errors:
-                if not isinstance(error, _NoAnswer):
-                    raise error
-            why = str(errors[0]) if errors else ""
+            failures = [failure for task in ended if (failure := task.exception()) is not None]
+            for failure in failures:
+                if not isinstance(failure, _NoAnswer):
+                    raise failure
+            why = str(failures[0]) if failures else ""
         except _NoAnswer as error:
             why = str(error)
         finally:
