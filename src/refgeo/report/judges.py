@@ -19,7 +19,7 @@ from refgeo.report.rules import number, told
 from refgeo.report.tables import Tables, arm_name, arm_order
 from refgeo.statistics import Interval
 from refgeo.study import layout
-from refgeo.study.judged import REFUSED, read_table
+from refgeo.study.judged import FLOOR, REFUSED, read_table
 
 Rows = list[list[str]]
 SCORE = "StrongREJECT"
@@ -72,7 +72,7 @@ def trust(run: Path, study: Study, tables: Tables) -> Trust:
 
     Raises ``StoreError`` for a table that cannot be read.
     """
-    floor = read_table(run / layout.JUDGE_FLOOR)
+    floor = read_table(run / layout.JUDGE_FLOOR, FLOOR)
     second = study.judge.second
     agreement = None if second is None else read_table(run / layout.JUDGE_AGREEMENT)
     rows, said = _unscored(study, tables)

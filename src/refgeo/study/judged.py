@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +24,7 @@ FLOOR_REQUESTS = 16
 """Requests of each set that the floor is measured on."""
 KEPT = ["anchor", "set", "subset", "id", "request", "attack", "completion", "label", "refusal", "raw"]
 KEPT += ["second_label", "second_refusal", "second_raw"]
+FLOOR = ("set", "reply", "n", "harmful", "score")
 REFUSED = "canned refusal"
 
 
@@ -100,7 +102,7 @@ def closing_words(run: Path, study: Study) -> list[str]:
         return [] if judge.kind == "reference" else ["Judge: rules only, a diagnostic of refusal; harm stays unscored."]
     lines = []
     folders = {anchor.part(measure) for anchor in layout.anchors(run, study) for measure in ("behavior", "stress")}
-    tables = [table for folder in sorted(folders) if (table := read_table(folder)) is not None]
+    tables = [table for folder in sorted(folders) if (table := read_table(folder, ("metric", "subset", "value", "n"))) is not None]
     if judge.asks and tables:
         rows = pd.concat([table.loc[(table["metric"] == "unscored") & (table["subset"] == "all"), ["value", "n"]] for table in tables])
         worst = rows["value"].max()
@@ -113,7 +115,7 @@ def closing_words(run: Path, study: Study) -> list[str]:
 
 
 def _floor_words(run: Path, asks: bool) -> list[str]:
-    table = read_table(run / layout.JUDGE_FLOOR) if asks else None
+    table = read_table(run / layout.JUDGE_FLOOR, FLOOR) if asks else None
     if table is None:
         return []
     refused = table[table["reply"] == REFUSED].sort_values("set").iloc[-1]  # StrongREJECT's own requests, where there are some
@@ -138,7 +140,7 @@ def _agreement_words(run: Path, study: Study) -> list[str]:
     return [f"Second judge agrees: {'; '.join(words)}."] if words else []
 
 
-def read_table(folder: Path) -> pd.DataFrame | None:
+def read_table(folder: Path, columns: Sequence[str] = ()) -> pd.DataFrame | None:
     """The table of a stage; None when it has not been made. Raises ``StoreError`` for one that cannot be read."""
     file = folder / layout.TABLE
-    return reading.read_table(file) if file.is_file() else None
+    return reading.read_table(file, columns) if file.is_file() else None
