@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 from safetensors.torch import save_file
 
+from fabricated_run import fabricate, make_study
 from refgeo.cli import main
 from refgeo.config.bundle import MANIFEST, VERIFIED, Kept, digest, read_manifest, verify
 from refgeo.config.data import Source
@@ -31,6 +33,7 @@ from refgeo.data.load import load_behaviors, load_chat
 from refgeo.errors import LONGEST, ConfigError, DataError, ModelError, RefgeoError, StoreError
 from refgeo.instruments.judging import judge
 from refgeo.lm.load import load, load_renderer
+from refgeo.report.build import build_report
 from refgeo.report.claims_added import load_claims
 from refgeo.report.inspect_log import _task
 from refgeo.report.latex import escape
@@ -39,6 +42,7 @@ from refgeo.study import progress
 from refgeo.study.digests import Digests
 from refgeo.study.files import csv_text, remove_leftovers
 from refgeo.study.graph import Stage
+from refgeo.study.layout import anchors
 from refgeo.study.locks import Lock, Owner
 from refgeo.study.reading import TOLD, read_json, read_rows, read_table, read_tensor, read_tensors
 from refgeo.study.screen import duration
@@ -500,6 +504,18 @@ def test_a_record_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 
 # What is handed on
 
+MARKUP = "=owned{{ 7 * 7 }}{% x %}</script><script>owned</script><img src=x onerror=owned()><a href='javascript:owned()'>x</a>"
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)
+    elif isinstance(value, str):
+        yield value
+
 
 def test_no_cell_of_a_csv_is_a_formula() -> None:
     cells = ["=HYPERLINK(1)", "+1", "-1+2", "@SUM(1)", "\t=1", "\r=1", "fine", "a=b", "a\r=b"]
@@ -514,6 +530,40 @@ def test_no_cell_of_a_latex_table_is_a_command() -> None:
     assert escape("\\input{/etc/passwd}\n\n%$&#_^~\x1b\u202e") == (
         r"\textbackslash{}input\{/etc/passwd\} \%\$\&\#\_\textasciicircum{}\textasciitilde{}"
     )
+
+
+@pytest.fixture(scope="module")
+def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a run whose words are hostile wherever a run has words."""
+    run, out, study = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("out"), make_study(arms=("sft",), steps=(50,))
+    fabricate(run, study, count=8)
+    folder = next(anchor for anchor in anchors(run, study) if anchor.step == 50).part("behavior")
+    words = {"id": MARKUP, "request": MARKUP, "attack": MARKUP, "completion": MARKUP + EVIL + "y" * 100_000, "subset": MARKUP}
+    rows = [{**row, **words} if place % 4 == 0 else row for place, row in enumerate(read_rows(folder / "transcripts.jsonl"))]
+    written(folder, "transcripts.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    table = pd.read_parquet(folder / "table.parquet")
+    table.assign(subset=[MARKUP if one == "new" else one for one in table["subset"]]).to_parquet(folder / "table.parquet")
+    points = folder.parent / "projection" / "points.parquet"
+    pd.read_parquet(points).assign(id=MARKUP).to_parquet(points)
+    written(folder, STAGE, json.dumps({**WHOLE, "id": MARKUP, "libraries": {MARKUP: MARKUP}}))
+    pd.DataFrame({name: [MARKUP] for name in ("set", "what", "n", "rows", "done")}).to_csv(run / "data.csv", index=False)
+    page = build_report(run, study, out).read_text(encoding="utf-8")
+    with (out / "tables" / "behavior.csv").open(encoding="utf-8") as file:
+        assert any(row["subset"] == f"'{MARKUP}" for row in csv.DictReader(file))
+    return page
+
+
+def test_no_word_of_a_run_is_markup_on_the_page(hostile_page: str) -> None:
+    assert "=owned{{ 7 * 7 }}{% x %}" in hostile_page
+    for harm in ("<script>owned", "<img src=x", "<a href='javascript:owned"):
+        assert harm not in hostile_page
+
+
+def test_no_word_of_a_run_is_markup_in_a_figure(hostile_page: str) -> None:
+    text = hostile_page.split('<script type="application/json" id="figures">', 1)[1].split("</script>", 1)[0]
+    said = [one for one in _strings(json.loads(text)) if "owned" in one]
+    assert said
+    assert not any("<img" in one or "<a " in one for one in said)
 
 
 # Models

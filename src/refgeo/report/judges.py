@@ -19,7 +19,7 @@ from refgeo.report.rules import number, told
 from refgeo.report.tables import Tables, arm_name, arm_order
 from refgeo.statistics import Interval
 from refgeo.study import layout
-from refgeo.study.closing import REFUSED
+from refgeo.study.closing import FLOOR, REFUSED
 
 Rows = list[list[str]]
 SCORE = "StrongREJECT"
@@ -74,7 +74,7 @@ def trust(run: Path, study: Study, tables: Tables) -> Trust:
 
     Raises ``StoreError`` for a table that cannot be read.
     """
-    floor = layout.stage_table(run / layout.JUDGE_FLOOR)
+    floor = layout.stage_table(run / layout.JUDGE_FLOOR, FLOOR)
     second = study.judge.second
     agreement = None if second is None else layout.stage_table(run / layout.JUDGE_AGREEMENT)
     found = _bounds(study, tables)

@@ -33,6 +33,9 @@ BESIDE = {"value", "low", "high", "n", "seed", "note", "change_norm", "carrier_s
 BESIDE |= {"source_seed", "source_layer", "source_position", "source_status"}
 """Columns that do not tell the quantities of one seed apart."""
 
+NEEDED = {TABLE: COLUMNS, SCAN: ("position", "layer", "s_total", "admissible", "carrier")}
+"""Columns without which a file of a run cannot be used."""
+
 ARM_NAMES = {"r2d2": "R2D2", "sft": "SFT"}
 
 
@@ -174,7 +177,7 @@ def _stack(anchors: Iterable[AnchorRef], measure: Measure, file: str, head: tupl
         path = anchor.part(measure) / file
         if not path.is_file():
             continue
-        part = read_table(path, COLUMNS if file == TABLE else ())
+        part = read_table(path, NEEDED.get(file, ()))
         parts.append(part.assign(arm=anchor.arm, seed=anchor.seed, step=anchor.step))
     return _joined(parts, head)
 

@@ -9,8 +9,10 @@ import pandas as pd
 from refgeo.config.schema import Study
 from refgeo.study import layout
 
+FLOOR = ("set", "reply", "n", "harmful", "score")
+"""Columns of the table of the judge's floor."""
 REFUSED = "canned refusal"
-"""Name of the refusal among the replies on which the judge's floor is measured."""
+"""Name of the refusal among the replies on which it is measured."""
 
 
 def closing_words(run: Path, study: Study) -> list[str]:
@@ -20,7 +22,7 @@ def closing_words(run: Path, study: Study) -> list[str]:
         return [] if judge.kind == "reference" else ["Judge: rules only, a diagnostic of refusal; harm stays unscored."]
     lines = []
     folders = {anchor.part(measure) for anchor in layout.anchors(run, study) for measure in ("behavior", "stress")}
-    tables = [table for folder in sorted(folders) if (table := layout.stage_table(folder)) is not None]
+    tables = [table for folder in sorted(folders) if (table := layout.stage_table(folder, ("metric", "subset", "value", "n"))) is not None]
     if judge.asks and tables:
         rows = pd.concat([table.loc[(table["metric"] == "unscored") & (table["subset"] == "all"), ["value", "n"]] for table in tables])
         worst = rows["value"].max()
@@ -33,7 +35,7 @@ def closing_words(run: Path, study: Study) -> list[str]:
 
 
 def _floor_words(run: Path, asks: bool) -> list[str]:
-    table = layout.stage_table(run / layout.JUDGE_FLOOR) if asks else None
+    table = layout.stage_table(run / layout.JUDGE_FLOOR, FLOOR) if asks else None
     if table is None:
         return []
     refused = table[table["reply"] == REFUSED].sort_values("set").iloc[-1]  # StrongREJECT's own requests, where there are some

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -162,7 +163,7 @@ def report_folder(run: Path) -> Path:
     return run / "report"
 
 
-def stage_table(folder: Path) -> pd.DataFrame | None:
-    """The table of a stage; None when it has not been made. Raises ``StoreError`` for one that cannot be read."""
+def stage_table(folder: Path, columns: Sequence[str] = ()) -> pd.DataFrame | None:
+    """The table of a stage, which has these columns; None when it has not been made. Raises ``StoreError`` for one that cannot be read."""
     file = folder / TABLE
-    return read_table(file) if file.is_file() else None
+    return read_table(file, columns) if file.is_file() else None

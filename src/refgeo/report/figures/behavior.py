@@ -6,7 +6,7 @@ import pandas as pd
 
 from refgeo.report.compare import across_seeds
 from refgeo.report.figures.curves import Line, by_step, curve, full_budget, select
-from refgeo.report.figures.style import Panel, arm_color, blank, color, whiskers
+from refgeo.report.figures.style import Panel, arm_color, blank, color, plain, whiskers
 from refgeo.report.rules import told
 from refgeo.report.tables import Tables, arm_name, arm_order, estimates, range_of
 from refgeo.statistics import Interval
@@ -85,7 +85,7 @@ def subsets(tables: Tables) -> list[Panel]:
             rows = table[(table["set"] == set_name) & (table["metric"] == metric)]
             parts = [str(part) for part in dict.fromkeys(rows["subset"]) if part != "all"]
             lines = [
-                (table, Line(set_name, metric, {"subset": part}, name=part.replace("_", " "), dash=dash, arms=(arm,)))
+                (table, Line(set_name, metric, {"subset": part}, name=plain(part.replace("_", " ")), dash=dash, arms=(arm,)))
                 for part, dash in zip(parts, DASHES, strict=False)
             ]
             if lines:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from refgeo.report.figures.curves import QUIET, Line, curve, match
-from refgeo.report.figures.style import Panel, blank, color, reason
+from refgeo.report.figures.style import Panel, blank, color, plain, reason
 from refgeo.report.tables import Tables, arm_name, arm_order
 
 KINDS: dict[str, tuple[str, str, str, str]] = {
@@ -100,7 +100,7 @@ def _plane(title: str, points: pd.DataFrame, table: pd.DataFrame, ranges: Sequen
             mode="markers",
             marker={"symbol": [f"{symbol}-open" if one else symbol for one in hollow], "size": 5, "color": color(ink)},
             opacity=0.55,
-            text=[str(one) for one in some["id"]],
+            text=[plain(str(one)) for one in some["id"]],
             hovertemplate=f"{words}: %{{text}}<extra></extra>",
         )
         figure.add_scatter(

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
@@ -97,6 +98,11 @@ def blank(height: int = 260, right: int = 58, left: int = 44, bottom: int = 44, 
             "template": "none",
         }
     )
+
+
+def plain(words: str) -> str:
+    """Words of a data set for a figure: plotly takes tags in its texts for markup, links among them."""
+    return escape(words[:80], quote=False)
 
 
 def label(figure: go.Figure, text: str, x: Any, y: Any, ink: str, **more: Any) -> None:
