@@ -24,6 +24,7 @@ from fabricated_run import fabricate, make_study
 from refgeo.cli import main
 from refgeo.config.bundle import MANIFEST, VERIFIED, Kept, digest, read_manifest, verify
 from refgeo.config.data import Source
+from refgeo.config.judge import ServedSettings
 from refgeo.config.load import commented_yaml, load_study
 from refgeo.config.locations import LONGEST_NAME, has_secret, is_name, locate, plain_name
 from refgeo.config.model import ModelSettings
@@ -32,7 +33,12 @@ from refgeo.data.download import download, file_name
 from refgeo.data.load import load_behaviors, load_chat
 from refgeo.errors import LONGEST, ConfigError, DataError, ModelError, RefgeoError, StoreError
 from refgeo.instruments.judging import judge
+<<<<<<< HEAD
 from refgeo.lm.load import load, load_renderer
+=======
+from refgeo.lm.model import load, load_renderer
+from refgeo.lm.served import Served
+>>>>>>> h-attacker
 from refgeo.report.build import build_report
 from refgeo.report.claims_added import load_claims
 from refgeo.report.inspect_log import _task
@@ -161,7 +167,7 @@ def test_a_message_quotes_megabytes_in_part() -> None:
     [
         "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
         "a: &a [*a]",
-        "a: " + "[" * 5000 + "]" * 5000,
+        "a: " + "[" * 500 + "]" * 500,
         "a: " + "{a: " * 60 + "1" + "}" * 60,
         "a: !!python/object/apply:os.mkdir ['owned']",
         "a: 2024-99-99",
@@ -647,6 +653,14 @@ def test_code_of_a_model_is_not_run(tiny_model_dir: Path, tmp_path: Path) -> Non
 def test_half_characters_are_judged_by_nobody() -> None:
     with pytest.raises(DataError, match="surrogate"):
         judge([{"request": "q", "completion": "\ud800"}], study="pocket", overrides=["judge={kind: rules}"])
+
+
+@pytest.mark.parametrize("key", ["geheim\nX-Evil: 1", "geheim\u00fc"])
+def test_a_key_that_is_none_is_refused_and_not_repeated(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THE_KEY", key)
+    with pytest.raises(ConfigError, match="THE_KEY") as error:
+        Served(ServedSettings(url="http://localhost:1/v1", model="m", key_variable="THE_KEY"))
+    assert "geheim" not in str(error.value)
 
 
 def test_every_refusal_is_of_one_family() -> None:

@@ -44,6 +44,8 @@ class Served:
                 expected=f"the API key for {settings.url} in it",
                 fix="Export it, or leave key_variable out for a server that wants no key",
             )
+        if not (key.isascii() and key.isprintable()):  # The client's own error would repeat it.
+            raise ConfigError(f"The environment variable '{settings.key_variable}' holds no API key but other characters, or several lines")
         self._key = key
 
     def complete(self, conversations: Sequence[Conversation], max_new_tokens: int) -> list[str]:
