@@ -33,12 +33,8 @@ from refgeo.data.download import download, file_name
 from refgeo.data.load import load_behaviors, load_chat
 from refgeo.errors import LONGEST, ConfigError, DataError, ModelError, RefgeoError, StoreError
 from refgeo.instruments.judging import judge
-<<<<<<< HEAD
 from refgeo.lm.load import load, load_renderer
-=======
-from refgeo.lm.model import load, load_renderer
 from refgeo.lm.served import Served
->>>>>>> h-attacker
 from refgeo.report.build import build_report
 from refgeo.report.claims_added import load_claims
 from refgeo.report.inspect_log import _task
