@@ -74,7 +74,7 @@ class Drawer:
             if barren == BARREN:
                 raise StoreError(
                     f"{before} of {len(drawings)} figures were not drawn: {why}",
-                    fix="The others stay. Run the command again, or set BROWSER_PATH to another Chrome or Chromium",
+                    fix="What is drawn stays. Run the command again, or set BROWSER_PATH to another Chrome or Chromium",
                 )
 
     async def _session(self, count: int, waiting: deque[Drawing], busy: list[Drawing], drawn: Callable[[], None]) -> str:
@@ -133,7 +133,7 @@ class Drawer:
             raise _NoAnswer(f"the browser ended at {name}")
         error = task.exception()
         if error is not None:
-            raise _NoAnswer(f"{name} ended with {type(error).__name__}: {' '.join(str(error).split())}")
+            raise _NoAnswer(f"{name} ended with {type(error).__name__}: {error.args[0] if error.args else 'no reason given'}")
         return task.result()
 
 
