@@ -131,7 +131,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     try:
         made = read_json(file)
         made["instrument"], made["files"] = str(made["instrument"]), [str(name) for name in made["files"]]
-        made["models"], made["complete"], made["note"] = dict(made["models"]), bool(made["complete"]), str(made["note"])
+        made["models"], made["complete"], made["note"] = dict(made["models"]), bool(made.get("complete", True)), str(made.get("note", ""))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"'{file}' cannot be read: {error}", fix="Choose another folder (-o DIR)") from error
     return made
