@@ -102,7 +102,7 @@ def test_an_adapter_with_other_layers_than_its_file_says_is_refused(adapter: Pat
 def test_what_is_no_adapter_of_weights_is_refused(tiny_model_dir: Path, tmp_path: Path, content: dict[str, str] | None) -> None:
     if content is not None:
         (tmp_path / "adapter_config.json").write_text(json.dumps(content))
-    with pytest.raises(ModelError, match="adapter_config.json for an adapter" if content is None else r"no change of weights \(PROMPT_TUNING"):
+    with pytest.raises(ModelError, match="for an adapter" if content is None else r"no change of weights \(PROMPT_TUNING"):
         load(ModelSettings(path=str(tiny_model_dir), adapter=str(tmp_path), device="cpu"))
 
 
