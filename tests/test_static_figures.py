@@ -191,7 +191,7 @@ def test_headline_tables_have_a_row_per_arm_and_step(run: Path) -> None:
 
 
 def test_nothing_in_a_cell_means_anything_to_latex() -> None:
-    assert escape(r"50% of $x_1 & {y} #2 ~^\ ") == (r"50\% of \$x\_1 \& \{y\} \#2 \textasciitilde{}\textasciicircum{}\textbackslash{} ")
+    assert escape(r"50% of $x_1 & {y} #2 ~^\ ") == (r"50\% of \$x\_1 \& \{y\} \#2 \textasciitilde{}\textasciicircum{}\textbackslash{}")
     assert escape("\u22120.5") == "$-$0.5"
     assert tabular("l", ["a_b"], [["1 & 2"]], "About.").splitlines()[3:6] == [r"a\_b \\", r"\midrule", r"1 \& 2 \\"]
 
