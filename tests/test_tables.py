@@ -128,5 +128,7 @@ def test_broken_transcripts_say_which(tmp_path: Path) -> None:
 
 
 def test_transcripts_keep_line_separators_inside_completions(tmp_path: Path) -> None:
-    (tmp_path / "transcripts.jsonl").write_text('{"completion": "a\u2028b"}\n', encoding="utf-8")
+    words = dict.fromkeys(("set", "subset", "id", "request", "label", "refusal"), "x")
+    row = {**words, "completion": "a\u2028b", "success": False, "degenerate": False}
+    (tmp_path / "transcripts.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
     assert read_transcripts(tmp_path)["completion"].tolist() == ["a\u2028b"]
