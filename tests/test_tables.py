@@ -1,5 +1,6 @@
 """The long-form tables of a run."""
 
+import json
 from pathlib import Path
 
 import numpy as np
