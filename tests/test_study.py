@@ -77,7 +77,7 @@ def whole(study: Path) -> Path:
 
 
 def test_the_tables_hold_every_arm_anchor_and_measure(whole: Path) -> None:
-    read = {name: pd.read_csv(whole / "report" / "tables" / f"{name}.csv") for name in TABLES}
+    read = {name: pd.read_csv(whole / "report" / "tables" / f"{name}.csv", low_memory=False) for name in TABLES}
     expected = {
         "behavior": {
             "asr_direct",
