@@ -169,8 +169,9 @@ def test_a_graph_may_grow_while_it_runs(tmp_path: Path) -> None:
 
 
 PARENT = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell that runs the tests in the background ignores it.
 sys.path.insert(0, {tests!r})
 from test_executors import execute, stage
 run = Path({run!r})
