@@ -72,6 +72,7 @@ def look(browser: Browser, index: Path, probe: str, place: str = "", width: int 
 def test_the_page_is_silent_and_fits_its_window(browser: Browser, index: Path, width: int) -> None:
     probe = """
     every("details").forEach((one) => { one.open = true; });
+    at(".plot").scrollIntoView({ behavior: "instant" });  // figures are drawn when they come near
     await wait(1500);
     told.inside = window.innerWidth;
     told.wide = document.documentElement.scrollWidth;
