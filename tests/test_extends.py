@@ -44,8 +44,12 @@ def test_files_beside_extend_one_another_but_not_in_a_circle(tmp_path: Path) -> 
 def test_pocket_full_is_pocket_at_length() -> None:
     full, base = load_study("pocket-full"), load_study("pocket")
     assert full.train.seeds == (201, 202, 203)
-    assert (full.intervention.controls, full.intervention.adaptive) == (50, True)
-    assert full.model_copy(update={"name": base.name, "train": base.train, "intervention": base.intervention}) == base
+    assert (full.intervention.controls, full.intervention.adaptive) == (40, True)
+    assert full.stress.autodan is not None
+    assert full.stress.aware is not None
+    less = {"seeds": base.stress.seeds, "autodan": None, "aware": None}
+    same = {"name": base.name, "train": base.train, "intervention": base.intervention, "stress": full.stress.model_copy(update=less)}
+    assert full.model_copy(update=same) == base
 
 
 def _written(folder: Path, text: str) -> str:
