@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -18,6 +19,8 @@ install_import_hook([f"refgeo.{room}" for room in ROOMS], TYPECHECKER)
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402  (the hook must be in place first)
 
 from architectures import ARCHITECTURES, tiny, tiny_tokenizer  # noqa: E402  (as above)
+from command import Answer, Refgeo  # noqa: E402  (as above)
+from refgeo.cli import main  # noqa: E402  (as above)
 from refgeo.config.model import ModelSettings  # noqa: E402  as above
 from refgeo.lm.load import load  # noqa: E402  (as above)
 from refgeo.lm.model import LanguageModel  # noqa: E402  (as above)
@@ -69,3 +72,18 @@ def tiny_lm(tiny_model_dir: Path) -> LanguageModel:
 def any_lm(request: pytest.FixtureRequest) -> LanguageModel:
     """A tiny random model of every architecture in turn, built afresh for every test."""
     return tiny(request.param)
+
+
+@pytest.fixture
+def refgeo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refgeo:
+    """Call the command as a shell would."""
+
+    def call(*words: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["refgeo", *(str(word) for word in words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        code = end.value.code
+        assert code is None or isinstance(code, int)
+        return Answer(code or 0, *capsys.readouterr())
+
+    return call

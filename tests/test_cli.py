@@ -9,41 +9,21 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import typer.main
 import yaml
 from rich.text import Text
 
+from command import Answer, Refgeo
 from refgeo import __version__
-from refgeo.cli import app, main
+from refgeo.cli import app
 from refgeo.cli.common import flowing, preset_names
 from refgeo.config.load import load_study
 from refgeo.study.graph import Stage
 from refgeo.study.run import Outcome
 from tiny_study import behaviors, settings, write_csv, write_data, write_study
-
-
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def refgeo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    """Call the command as a shell would."""
-
-    def call(*words: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["refgeo", *(str(word) for word in words)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        code = end.value.code
-        assert code is None or isinstance(code, int)
-        return Answer(code or 0, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture
@@ -82,7 +62,7 @@ COMMANDS = sorted(names(typer.main.get_command(app)))
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_help_teaches_with_an_example(refgeo: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+def test_help_teaches_with_an_example(refgeo: Refgeo, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     answer = refgeo(*words, "--help")
     assert answer.code == 0
@@ -96,7 +76,7 @@ def test_help_keeps_brackets_and_fills_its_lines() -> None:
 
 
 @pytest.mark.parametrize("words", [(), ("run",), ("scan",), ("diff",), ("judge",), ("pocket",)])
-def test_a_command_without_words_helps(refgeo: Callable[..., Answer], words: tuple[str, ...]) -> None:
+def test_a_command_without_words_helps(refgeo: Refgeo, words: tuple[str, ...]) -> None:
     answer = refgeo(*words)
     assert answer.code == 2
     assert " ".join(["Usage: refgeo", *words]) in answer.out + answer.err
@@ -104,7 +84,7 @@ def test_a_command_without_words_helps(refgeo: Callable[..., Answer], words: tup
 
 
 @pytest.mark.parametrize("module", ["refgeo.config.load.presets", "refgeo.config.load.commented_yaml"])
-def test_an_interrupted_command_ends_quietly(refgeo: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+def test_an_interrupted_command_ends_quietly(refgeo: Refgeo, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     def interrupted(*given: Any) -> None:
         raise KeyboardInterrupt
 
@@ -135,7 +115,7 @@ def test_the_tab_key_offers_presets() -> None:
     ],
 )
 def test_a_bad_setting_is_said_and_nothing_is_written(
-    refgeo: Callable[..., Answer], study: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], words: list[str]
+    refgeo: Refgeo, study: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], words: list[str]
 ) -> None:
     monkeypatch.chdir(study.parent)
     before = sorted(study.parent.iterdir())
@@ -143,7 +123,7 @@ def test_a_bad_setting_is_said_and_nothing_is_written(
     assert sorted(study.parent.iterdir()) == before
 
 
-def test_an_unknown_preset_names_the_known_ones(refgeo: Callable[..., Answer]) -> None:
+def test_an_unknown_preset_names_the_known_ones(refgeo: Refgeo) -> None:
     assert_refused(refgeo("run", "pokcet"), "pokcet", "pocket")
 
 
@@ -194,16 +174,14 @@ def _no_reference(data: Path) -> None:
         (_no_reference, ["Reference", "judge.kind"]),
     ],
 )
-def test_bad_rows_are_named_and_nothing_is_written(
-    refgeo: Callable[..., Answer], study: Path, spoil: Callable[[Path], None], words: list[str]
-) -> None:
+def test_bad_rows_are_named_and_nothing_is_written(refgeo: Refgeo, study: Path, spoil: Callable[[Path], None], words: list[str]) -> None:
     spoil(study.parent / "data")
     out = study.parent / "deep" / "run"
     assert_refused(refgeo("run", study, "-o", out), *words)
     assert not out.parent.exists()
 
 
-def test_a_model_without_a_chat_template_is_said(refgeo: Callable[..., Answer], study: Path, tiny_model_dir: Path) -> None:
+def test_a_model_without_a_chat_template_is_said(refgeo: Refgeo, study: Path, tiny_model_dir: Path) -> None:
     bare = study.parent / "bare"
     shutil.copytree(tiny_model_dir, bare)
     (bare / "chat_template.jinja").unlink(missing_ok=True)
@@ -216,7 +194,7 @@ def test_a_model_without_a_chat_template_is_said(refgeo: Callable[..., Answer], 
 
 
 @pytest.mark.parametrize("command", ["run", "plan"])
-def test_a_folder_of_something_else_is_left_alone(refgeo: Callable[..., Answer], study: Path, command: str) -> None:
+def test_a_folder_of_something_else_is_left_alone(refgeo: Refgeo, study: Path, command: str) -> None:
     out = study.parent / "thesis"
     out.mkdir()
     (out / "chapter.txt").write_text("mine")
@@ -224,7 +202,7 @@ def test_a_folder_of_something_else_is_left_alone(refgeo: Callable[..., Answer],
     assert [path.name for path in out.iterdir()] == ["chapter.txt"]
 
 
-def test_a_folder_of_another_study_is_left_alone(refgeo: Callable[..., Answer], study: Path) -> None:
+def test_a_folder_of_another_study_is_left_alone(refgeo: Refgeo, study: Path) -> None:
     out = study.parent / "run"
     out.mkdir()
     manifest = json.dumps({"study": "another", "format": 1})
@@ -234,7 +212,7 @@ def test_a_folder_of_another_study_is_left_alone(refgeo: Callable[..., Answer], 
     assert (out / "manifest.json").read_text() == manifest
 
 
-def test_a_folder_that_cannot_be_written_is_said(refgeo: Callable[..., Answer], study: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_said(refgeo: Refgeo, study: Path) -> None:
     file = study.parent / "file"
     file.write_text("mine")
     assert_refused(refgeo("run", study, "-o", file / "run"), "cannot be written", "(-o)")
@@ -243,7 +221,7 @@ def test_a_folder_that_cannot_be_written_is_said(refgeo: Callable[..., Answer], 
 
 
 @pytest.mark.parametrize("command", ["status", "report"])
-def test_what_is_no_run_folder_is_refused(refgeo: Callable[..., Answer], tmp_path: Path, command: str) -> None:
+def test_what_is_no_run_folder_is_refused(refgeo: Refgeo, tmp_path: Path, command: str) -> None:
     assert_refused(refgeo(command, tmp_path), "no config.yaml")
     assert_refused(refgeo(command, tmp_path / "absent"), f"There is no '{tmp_path / 'absent'}'", "a run folder")
     (tmp_path / "file").write_text("mine")
@@ -251,13 +229,13 @@ def test_what_is_no_run_folder_is_refused(refgeo: Callable[..., Answer], tmp_pat
 
 
 @pytest.mark.parametrize("command", ["run", "status"])
-def test_a_folder_of_runs_names_one_of_them(refgeo: Callable[..., Answer], tmp_path: Path, command: str) -> None:
+def test_a_folder_of_runs_names_one_of_them(refgeo: Refgeo, tmp_path: Path, command: str) -> None:
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "runs" / "mine" / "config.yaml").touch()
     assert_refused(refgeo(command, tmp_path / "runs"), f"Did you mean '{tmp_path / 'runs' / 'mine'}'?")
 
 
-def test_a_plan_writes_nothing(refgeo: Callable[..., Answer], study: Path) -> None:
+def test_a_plan_writes_nothing(refgeo: Refgeo, study: Path) -> None:
     out = study.parent / "run"
     answer = refgeo("plan", study, "-o", out)
     assert answer.code == 0
@@ -266,7 +244,7 @@ def test_a_plan_writes_nothing(refgeo: Callable[..., Answer], study: Path) -> No
         assert words in " ".join(answer.out.split())
 
 
-def test_config_prints_a_study_that_can_be_run(refgeo: Callable[..., Answer], study: Path) -> None:
+def test_config_prints_a_study_that_can_be_run(refgeo: Refgeo, study: Path) -> None:
     answer = refgeo("config", study, "train.steps=9")
     assert answer.code == 0
     assert "# Optimizer steps" in answer.out
@@ -275,7 +253,7 @@ def test_config_prints_a_study_that_can_be_run(refgeo: Callable[..., Answer], st
     assert load_study(str(again)) == load_study(str(study), ["train.steps=9"])
 
 
-def test_presets_and_version_are_told(refgeo: Callable[..., Answer]) -> None:
+def test_presets_and_version_are_told(refgeo: Refgeo) -> None:
     assert "pocket" in refgeo("presets").out.split()
     assert refgeo("version").out == refgeo("--version").out == f"{__version__}\n"
 
@@ -285,7 +263,7 @@ STAGE = Stage("stress", Path("stress"), "f:g", kind="stress", arm="sft", seed=1,
 
 @pytest.mark.parametrize(("crashed", "code"), [(frozenset({"train"}), 1), (frozenset(), 2)])
 def test_failed_stages_end_in_their_messages(
-    refgeo: Callable[..., Answer], study: Path, monkeypatch: pytest.MonkeyPatch, crashed: frozenset[str], code: int
+    refgeo: Refgeo, study: Path, monkeypatch: pytest.MonkeyPatch, crashed: frozenset[str], code: int
 ) -> None:
     failed = {"train": "The worker died. See [the] log", "stress": "The worker died. See [the] log"}
     outcome = Outcome(9, 3, failed, crashed, (STAGE,), 12.0, Path("index.html"))
@@ -298,7 +276,7 @@ def test_failed_stages_end_in_their_messages(
     assert "Report" not in answer.out
 
 
-def test_an_interrupted_run_says_how_to_go_on(refgeo: Callable[..., Answer], study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_says_how_to_go_on(refgeo: Refgeo, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*given: Any) -> Outcome:
         raise KeyboardInterrupt
 
@@ -309,7 +287,7 @@ def test_an_interrupted_run_says_how_to_go_on(refgeo: Callable[..., Answer], stu
 
 
 def test_a_study_may_be_given_with_relative_paths(
-    refgeo: Callable[..., Answer], tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    refgeo: Refgeo, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_data(tmp_path / "data")
     (tmp_path / "relative.yaml").write_text(yaml.safe_dump(settings(Path("data"), tiny_model_dir)))
@@ -317,7 +295,7 @@ def test_a_study_may_be_given_with_relative_paths(
     assert refgeo("plan", "relative.yaml").code == 0
 
 
-def test_a_measurement_leaves_the_run_of_a_study_alone(refgeo: Callable[..., Answer], study: Path, tiny_model_dir: Path) -> None:
+def test_a_measurement_leaves_the_run_of_a_study_alone(refgeo: Refgeo, study: Path, tiny_model_dir: Path) -> None:
     out = study.parent / "run"
     out.mkdir()
     (out / "config.yaml").write_text(study.read_text())

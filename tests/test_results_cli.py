@@ -4,32 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from command import Refgeo
 from fabricated_run import fabricate
-from refgeo.cli import main
 from refgeo.config.load import dump_study, load_study
-
-Answer = tuple[int, str, str]
-Refgeo = Callable[..., Answer]
-
-
-@pytest.fixture
-def refgeo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refgeo:
-    """Call the command as a shell would: exit code, output, errors."""
-
-    def call(*words: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["refgeo", *(str(word) for word in words)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from inspect import Parameter, cleandoc, signature
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import typer
 from rich.markup import escape
@@ -59,7 +59,7 @@ def _stoppable(function: Function) -> Function:
             Terminal(stderr=True).print("Stopped.")
             raise typer.Exit(INTERRUPTED) from None
 
-    return call  # type: ignore[return-value]
+    return cast(Function, call)
 
 
 app = Commands(

@@ -80,8 +80,9 @@ def anchor_table(store: Store, graph: Graph, done: set[str], records: Mapping[st
     """One row per anchor: a mark per measure, and its main numbers where they are there. ``legend`` says what the marks mean."""
     busy = {stage.id for stage, _ in running(store, graph, done)}
     table = _table()
-    for column, justify in (("arm", "left"), ("seed", "right"), ("step", "right")):
-        table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]  # a literal of two
+    table.add_column("arm", no_wrap=True)
+    for column in ("seed", "step"):
+        table.add_column(column, justify="right", no_wrap=True)
     table.add_column(" ".join(COLUMNS.values()), no_wrap=True)
     for column in HEADLINES:
         table.add_column(column, justify="right", no_wrap=True)
