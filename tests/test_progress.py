@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -16,7 +17,7 @@ from refgeo.study.progress import Progress, Reporter
 from refgeo.study.schedule import Schedule
 from refgeo.study.screen import RunScreen, describe, duration, fraction, how_far, remaining, running, running_table
 from refgeo.study.store import Store
-from refgeo.study.tables import COLUMNS, MARKS, anchor_table, kind_table, legend, plan_table
+from refgeo.study.tables import COLUMNS, MARKS, anchor_table, headlines, kind_table, legend, plan_table
 
 
 class Clock:
@@ -207,6 +208,19 @@ def test_status_of_a_large_study_has_one_line_per_anchor(tmp_path: Path, width: 
     assert max(map(len, lines)) <= width
     assert "5443/14256" in lines[-1]
     assert {"> running", ". waiting", "~ stale"} <= {part.strip() for part in lines[33].split("   ")}
+
+
+def test_the_adaptive_number_is_that_of_all_attack_seeds_at_the_full_budget(tmp_path: Path) -> None:
+    attacked = stage("stress", "r2d2", 9, name="stress")
+    rates = {("adaptive_gcg", 10): 0.1, ("adaptive_gcg", 40): 0.3, ("per_attack_seed", 40): 0.5, ("adaptive_aware", 40): 0.7}
+    rows = [
+        {"set": name, "metric": "asr_adaptive_gcg", "subset": "all", "value": rate, "attack_steps": steps}
+        for (name, steps), rate in rates.items()
+    ]
+    folder = tmp_path / attacked.folder
+    folder.mkdir(parents=True)
+    pd.DataFrame(rows).to_parquet(folder / "table.parquet")
+    assert list(headlines(Store(tmp_path), {"stress": attacked}, {attacked.id})) == ["", "", "0.30", "", ""]
 
 
 def test_every_kind_of_work_has_a_letter_and_every_state_a_mark_of_its_own() -> None:

@@ -15,13 +15,13 @@ from refgeo.study.screen import cost_key, describe, duration, learned, running
 from refgeo.study.store import Store
 
 HEADLINES = {
-    "direct": ("behavior", "asr_direct"),
-    "fixed": ("behavior", "asr_fixed"),
-    "adaptive": ("stress", "asr_adaptive_gcg"),
-    "refused": ("behavior", "any_refusal_safe"),
-    "utility": ("behavior", "utility_mean"),
+    "direct": ("behavior", "direct", "asr_direct"),
+    "fixed": ("behavior", "fixed", "asr_fixed"),
+    "adaptive": ("stress", "adaptive_gcg", "asr_adaptive_gcg"),
+    "refused": ("behavior", "xstest_safe", "any_refusal_safe"),
+    "utility": ("behavior", "audit", "utility_mean"),
 }
-"""The numbers that ``status`` shows, by column: the measure and the metric of its table."""
+"""The numbers that ``status`` shows, by column: the measure, and the set and the metric in its table; of several budgets the full one."""
 MARKS = {"done": ("+", "green"), "running": (">", "bold yellow"), "waiting": (".", "dim"), "stale": ("~", "red")}
 """How a stage may stand: its mark in one character that every terminal has, and the color of that."""
 COLUMNS: dict[str, str] = {"checkpoint": "w", **{measure: measure[0] for measure in layout.MEASURES}}
@@ -131,13 +131,13 @@ def _anchors(graph: Graph) -> Iterator[tuple[tuple[str, str, str], dict[str, Sta
 
 def headlines(store: Store, stages: Mapping[str, Stage], done: set[str]) -> Iterator[str]:
     """The numbers of one anchor in the order of ``HEADLINES``; empty while they are not there."""
-    for measure, metric in HEADLINES.values():
+    for measure, set_name, metric in HEADLINES.values():
         stage = stages.get(measure)
         if stage is None or stage.id not in done:
             yield ""
             continue
-        rows = read_table(store.run / stage.folder / layout.TABLE, ("metric", "subset", "value"))
-        values = rows.loc[(rows["metric"] == metric) & (rows["subset"] == "all"), "value"]
+        rows = read_table(store.run / stage.folder / layout.TABLE, ("set", "metric", "subset", "value"))
+        values = rows.loc[(rows["set"] == set_name) & (rows["metric"] == metric) & (rows["subset"] == "all"), "value"]
         yield f"{values.iloc[-1]:.2f}" if len(values) else ""
 
 
