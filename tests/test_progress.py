@@ -13,7 +13,7 @@ from rich.console import Console
 
 from refgeo.study import progress
 from refgeo.study.graph import Graph, Record, Stage
-from refgeo.study.progress import Progress, Reporter
+from refgeo.study.progress import Reporter, Standing
 from refgeo.study.schedule import Schedule
 from refgeo.study.screen import RunScreen, describe, duration, fraction, how_far, remaining, running, running_table
 from refgeo.study.store import Store
@@ -86,7 +86,7 @@ def test_durations_read_well() -> None:
 
 
 def test_progress_reads_well() -> None:
-    state = Progress(30, 90, "loss 0.5", 0.0, 30.0, 0, 0.0)
+    state = Standing(30, 90, "loss 0.5", 0.0, 30.0, 0, 0.0)
     assert how_far(state) == "30/90 loss 0.5 (1:00 left)"
     assert how_far(replace(state, done=0)) == "0/90 loss 0.5"
     assert how_far(None) == how_far(replace(state, total=0)) == "running"

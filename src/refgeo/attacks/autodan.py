@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,8 +26,8 @@ from refgeo.attacks.state import COLUMNS as RECORD_COLUMNS
 from refgeo.config.autodan import AutoDANSettings
 from refgeo.errors import DataError, NonFinite
 from refgeo.lm.model import LanguageModel, evaluating
+from refgeo.progress import Progress
 
-Progress = Callable[[int, int, str], None] | None
 COLUMNS = [*RECORD_COLUMNS, "dropped"]
 DROPPED = float("inf")
 """Loss of a text that cannot be scored."""
@@ -54,7 +54,7 @@ class Population:
 
 
 def autodan(
-    lm: LanguageModel, cases: Sequence[Case], settings: AutoDANSettings, seed: int, progress: Progress = None, label: str = "autodan"
+    lm: LanguageModel, cases: Sequence[Case], settings: AutoDANSettings, seed: int, progress: Progress | None = None, label: str = "autodan"
 ) -> Attacked:
     """Search a text for every case; the attacks that the cases carry are not used. Step 0 of the records is the first population.
 

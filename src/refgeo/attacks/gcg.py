@@ -30,8 +30,7 @@ from refgeo.attacks.vocabulary import allowed_tokens, decode
 from refgeo.config.attack import AttackSettings
 from refgeo.errors import NonFinite
 from refgeo.lm.model import LanguageModel, evaluating
-
-Progress = Callable[[int, int, str], None] | None
+from refgeo.progress import Progress
 
 
 class Judged(NamedTuple):
@@ -49,7 +48,7 @@ def attack(
     cases: Sequence[Case],
     settings: AttackSettings,
     seed: int,
-    progress: Progress = None,
+    progress: Progress | None = None,
     label: str = "attack",
     judge: SuccessJudge | None = None,
     carrier: CarrierTerm | None = None,

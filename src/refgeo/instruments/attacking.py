@@ -12,12 +12,13 @@ import pandas as pd
 from refgeo.attacks.cases import Attacked, Case, save_cases
 from refgeo.attacks.interrupted import Interrupted
 from refgeo.data.load import load_behaviors
-from refgeo.instruments.models import Models, Progress, StudyLike, Subject, subjects
+from refgeo.instruments.models import Models, StudyLike, Subject, subjects
 from refgeo.instruments.output import writing
 from refgeo.instruments.scanning import scan_one
 from refgeo.judging import make_judge
 from refgeo.measures.aware import carrier_term
 from refgeo.measures.stress import Attempt, Stressed, measure_stress
+from refgeo.progress import Progress
 from refgeo.study.layout import CASES, RECORDS
 from refgeo.study.loading import write_tables
 
@@ -37,7 +38,12 @@ class Attack(NamedTuple):
 
 
 def attack(
-    models: Models, *, study: StudyLike = None, overrides: Sequence[str] = (), output: str | Path | None = None, progress: Progress = None
+    models: Models,
+    *,
+    study: StudyLike = None,
+    overrides: Sequence[str] = (),
+    output: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> Attack:
     """Attack test behaviors on each model with strings optimized on that model, and judge what it answers.
 
@@ -75,7 +81,7 @@ def _tagged(subject: Subject, found: Stressed) -> Attack:
     return Attack(table, transcripts, records, {subject.label: found.cases})
 
 
-def _attack_one(subject: Subject, progress: Progress, done: list[Attempt]) -> Stressed:
+def _attack_one(subject: Subject, progress: Progress | None, done: list[Attempt]) -> Stressed:
     """The attacks on one model. What is finished goes into ``done`` at once."""
     study = subject.study
     behaviors, judge, lm = load_behaviors(study.data.behaviors_test), make_judge(study.judge), subject.open()

@@ -13,13 +13,14 @@ from refgeo.attacks.cases import Case, load_cases
 from refgeo.config.load import dump_study
 from refgeo.data.load import load_chat
 from refgeo.errors import ConfigError, DataError, StoreError
-from refgeo.instruments.models import Models, Progress, StudyLike, Subject, subjects
+from refgeo.instruments.models import Models, StudyLike, Subject, subjects
 from refgeo.instruments.output import read_record, record, writing
 from refgeo.instruments.scanning import Scan, joined, scan_one, write_one, write_over_all
 from refgeo.judging import make_judge
 from refgeo.lm.model import LanguageModel
 from refgeo.measures.behavior import EvaluationSets, evaluation_items
 from refgeo.measures.intervention import measure_intervention
+from refgeo.progress import Progress
 from refgeo.study.layout import CARRIER, SCAN
 from refgeo.study.loading import evaluation_sets, read_carrier, read_tensors, write_tables
 from refgeo.study.reading import read_table
@@ -52,7 +53,7 @@ def intervene(
     output: str | Path | None = None,
     scan: Scan | str | Path | None = None,
     cases: Sequence[Case] | str | Path | None = None,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> Intervention:
     """Remove and add each model's direction while it answers the study's prompts, beside random directions. Weights stay as they are.
 

@@ -21,12 +21,13 @@ from refgeo.data.behaviors import read_reference
 from refgeo.data.cells import evenly, required, text
 from refgeo.data.tables import read_rows
 from refgeo.errors import ConfigError, DataError, nearest
-from refgeo.instruments.models import Progress, StudyLike, resolved_study
+from refgeo.instruments.models import StudyLike, resolved_study
 from refgeo.instruments.output import RECORD, writing
 from refgeo.judging import Exchange, Judge, Verdict, agreement, bounds, floor, judge_all, make_judge
 from refgeo.judging.verdict import RefusalClass
 from refgeo.measures.behavior import evaluation_items
 from refgeo.measures.table import Row, frame, row
+from refgeo.progress import Progress
 from refgeo.statistics import exact, mean, rate
 from refgeo.study.files import save_csv
 from refgeo.study.judged import canned_refusal
@@ -68,7 +69,7 @@ def judge(
     overrides: Sequence[str] = (),
     output: str | Path | None = None,
     second: str | Path | JudgeSettings | None = None,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> Judgement:
     """Judge completions: a jsonl, csv, json or parquet file, a frame or rows with ``request`` (or ``prompt``) and ``completion``.
 
@@ -195,7 +196,7 @@ def _verdicts(judge: Judge, exchanges: Sequence[Exchange], advance: Callable[[in
     return verdicts
 
 
-def _from(progress: Progress, before: int, total: int) -> Callable[[int], None]:
+def _from(progress: Progress | None, before: int, total: int) -> Callable[[int], None]:
     return lambda done: None if progress is None else progress(before + done, total, "verdicts")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from refgeo.errors import ConfigError
 from refgeo.lm.load import load, load_renderer
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.origin import resolved
+from refgeo.progress import Progress
 from refgeo.study.measure import default_study
 from refgeo.study.run import absolute
 from refgeo.study.store import CONFIG
@@ -31,7 +32,6 @@ Models = Model | Sequence[Model] | Mapping[str, Model]
 """One model, several, or several by the labels that they are to have."""
 StudyLike = str | Path | Study | None
 """A preset, a YAML file, a folder with config.yaml, a study; None: found from the first model (``study.measure.default_study``)."""
-Progress = Callable[[int, int, str], None] | None
 _WHICH = ("path", "revision", "adapter", "adapter_revision")
 
 
@@ -56,7 +56,7 @@ class Subject:
         """The frame with the label as its first column, ``model``."""
         return frame.assign(model=self.label)[["model", *(column for column in frame.columns if column != "model")]]
 
-    def progress(self, progress: Progress, among: int) -> Progress:
+    def progress(self, progress: Progress | None, among: int) -> Progress | None:
         """The same progress; with several models its notes say which one is under way."""
         if progress is None or among < 2:
             return progress

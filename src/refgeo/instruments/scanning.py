@@ -11,12 +11,13 @@ import plotly.graph_objects as go
 from torch import Tensor
 
 from refgeo.data.load import load_probes
-from refgeo.instruments.models import Models, Progress, StudyLike, Subject, subjects
+from refgeo.instruments.models import Models, StudyLike, Subject, subjects
 from refgeo.instruments.output import writing
 from refgeo.instruments.page import carrier_maps, write_page
 from refgeo.judging import make_judge
 from refgeo.lm.model import LanguageModel
 from refgeo.measures.geometry import Geometry, measure_geometry
+from refgeo.progress import Progress
 from refgeo.study.files import save_csv
 from refgeo.study.layout import SCAN
 from refgeo.study.loading import write_geometry
@@ -46,7 +47,12 @@ class Scan(NamedTuple):
 
 
 def scan(
-    models: Models, *, study: StudyLike = None, overrides: Sequence[str] = (), output: str | Path | None = None, progress: Progress = None
+    models: Models,
+    *,
+    study: StudyLike = None,
+    overrides: Sequence[str] = (),
+    output: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> Scan:
     """Find the direction that carries refusal in each model.
 
@@ -73,7 +79,7 @@ def scan(
     return joined(found)
 
 
-def scan_one(subject: Subject, lm: LanguageModel, progress: Progress = None) -> Scan:
+def scan_one(subject: Subject, lm: LanguageModel, progress: Progress | None = None) -> Scan:
     """The scan of one loaded model."""
     study = subject.study
     judge = make_judge(study.judge)

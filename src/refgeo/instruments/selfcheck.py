@@ -11,11 +11,12 @@ from rich.table import Table
 
 from refgeo.config.checkpoints import label_of
 from refgeo.errors import ConfigError, RefgeoError, nearest
-from refgeo.instruments.models import Progress, StudyLike, Subject, resolved_study
+from refgeo.instruments.models import StudyLike, Subject, resolved_study
 from refgeo.instruments.nulls import chance, judged, shuffled, unchanged, untrained
 from refgeo.instruments.nulls.finding import LEVEL, Finding, Null, Verdict
 from refgeo.instruments.nulls.scene import Scene, scene_of
 from refgeo.instruments.output import writing
+from refgeo.progress import Progress
 from refgeo.study.files import save_csv
 from refgeo.study.layout import TABLE
 
@@ -48,7 +49,7 @@ def selfcheck(
     overrides: Sequence[str] = (),
     only: Sequence[str] = (),
     output: str | Path | None = None,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Run every measure where nothing should be found, on the study's own model, judge and sets (``pocket`` when absent).
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,9 +21,9 @@ from refgeo.lm.model import LanguageModel
 from refgeo.measures.evaluate import TAILS, Item, evaluate, summarize
 from refgeo.measures.survival import clustered_rate
 from refgeo.measures.table import Row, frame, row
+from refgeo.progress import Progress
 from refgeo.statistics import paired_difference
 
-Progress = Callable[[int, int, str], None] | None
 T = TypeVar("T")
 
 
@@ -53,7 +53,7 @@ def measure_behavior(
     settings: BehaviorSettings,
     attack: AttackSettings,
     seed: int,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> Measured:
     """Direct and fixed-source ASR, StrongREJECT, XSTest, the audit, degeneracy, and over-refusal at matched suffixes."""
     items = [*evaluation_items(sets, cases), *tail_items(lm, sets, cases, settings, attack, seed)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -27,9 +27,9 @@ from refgeo.measures.shortlist import Shortlisted, shortlist
 from refgeo.measures.stability import resample
 from refgeo.measures.table import frame, integers
 from refgeo.measures.trials import trials
+from refgeo.progress import Progress
 from refgeo.statistics import Interval, mean
 
-Progress = Callable[[int, int, str], None] | None
 STAGES = 5
 
 
@@ -53,7 +53,7 @@ def measure_geometry(
     judge: Judge,
     max_new_tokens: int,
     seed: int,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> Geometry:
     """Candidates from the estimation probes, tried out on the validation probes, and everything read off them.
 

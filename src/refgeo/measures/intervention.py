@@ -24,9 +24,9 @@ from refgeo.measures.plan import ESTIMATED, RESIDUALS, Planned, plan_interventio
 from refgeo.measures.sequential import certain, looks, share_beaten
 from refgeo.measures.table import Row, frame, integers, row
 from refgeo.measures.tradeoff import price_rows
+from refgeo.progress import Progress
 from refgeo.statistics import Interval, exact, mean
 
-Progress = Callable[[int, int, str], None] | None
 Found = Mapping[Planned | None, Mapping[str, Outcomes]]
 
 DECISIVE = {"direct": "any_refusal", "fixed": "asr_fixed", "xstest_safe": "any_refusal_safe", "audit": "utility_mean"}
@@ -51,7 +51,7 @@ def measure_intervention(
     behavior: BehaviorSettings,
     geometry_settings: GeometrySettings,
     seed: int,
-    progress: Progress = None,
+    progress: Progress | None = None,
     chats: Sequence[Chat] = (),
 ) -> Intervened:
     """Answer the same items as they are, under every planned intervention, and under its controls.

@@ -7,7 +7,7 @@ it goes around that axis.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,9 +25,9 @@ from refgeo.errors import EmptyField
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import read
 from refgeo.measures.table import Row, frame, integers, row
+from refgeo.progress import Progress
 from refgeo.statistics import Interval, bootstrap_interval, exact, mean, rate
 
-Progress = Callable[[int, int, str], None] | None
 Values = NDArray[np.float64]
 
 RESAMPLES = 1000
@@ -100,7 +100,7 @@ def measure_projection(
     fixed: Plane | str,
     settings: GeometrySettings,
     seed: int,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> Projected:
     """Project held-out (validation) probes, attacked prompts and the same requests without their attack on ``own`` and ``fixed`` axes.
 

@@ -26,9 +26,9 @@ from refgeo.measures.attempts import attempt_rows
 from refgeo.measures.behavior import spread
 from refgeo.measures.evaluate import Item, evaluate, judged
 from refgeo.measures.table import Row, frame, integers, row
+from refgeo.progress import Progress
 from refgeo.statistics import exact
 
-Progress = Callable[[int, int, str], None] | None
 GCG: Literal["adaptive_gcg"] = "adaptive_gcg"
 AUTODAN, AWARE = "adaptive_autodan", "adaptive_aware"
 WORDS = {GCG: "adaptive GCG", AUTODAN: "adaptive AutoDAN", AWARE: "GCG that knows the carrier"}
@@ -66,7 +66,7 @@ def measure_stress(
     settings: StressSettings,
     behavior: BehaviorSettings,
     seed: int,
-    progress: Progress = None,
+    progress: Progress | None = None,
     carrier: CarrierTerm | str | None = None,
     keep: Keep = made_anew,
 ) -> Stressed:
@@ -135,7 +135,7 @@ class _Attacker:
         steps = self.settings.autodan.steps if method == AUTODAN and self.settings.autodan is not None else self.settings.attack.steps
         return sorted({step for step in self.settings.checkpoints if step < steps} | {steps})
 
-    def attempt(self, method: str, chosen: Sequence[Behavior], seed: int, progress: Progress, words: str) -> Attempt:
+    def attempt(self, method: str, chosen: Sequence[Behavior], seed: int, progress: Progress | None, words: str) -> Attempt:
         """Attack, then judge what was found within each budget."""
         lm, settings = self.lm, self.settings
         start = initial_cases(chosen, settings.attack, seed)

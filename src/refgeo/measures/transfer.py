@@ -7,7 +7,7 @@ moves nothing, however alike the two directions look; a cosine alone cannot tell
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -25,9 +25,9 @@ from refgeo.measures.angles import cosine
 from refgeo.measures.applied import apply_changes
 from refgeo.measures.controls import change_norm, matched_strength, random_bases
 from refgeo.measures.table import Row, frame, integers, row
+from refgeo.progress import Progress
 from refgeo.statistics import Interval, bootstrap_interval, exact, mean
 
-Progress = Callable[[int, int, str], None] | None
 Norm = Literal["target", "source"]
 
 DRAWS = 10
@@ -88,7 +88,7 @@ def measure_transfer(
     settings: GeometrySettings,
     seed: int,
     start_tokens: Sequence[str] = (),
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Set ``transfer``: the top-level candidate of every source ablated and added in ``lm``, whose own ``geometry`` and ``carrier``
     are those of ``measure_geometry``.

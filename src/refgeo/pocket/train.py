@@ -16,8 +16,7 @@ from refgeo.pocket.batches import OPENING_WEIGHT, Packer
 from refgeo.pocket.corpus import Corpus
 from refgeo.pocket.tokenizer import BOS, CONTEXT, END, PAD, SPECIAL, vocabulary
 from refgeo.pocket.town import World
-
-Progress = Callable[[int, int, str], None] | None
+from refgeo.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def new_model(world: World, recipe: Recipe, seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def pretrain(world: World, recipe: Recipe, seed: int = 0, progress: Progress = None) -> LlamaForCausalLM:
+def pretrain(world: World, recipe: Recipe, seed: int = 0, progress: Progress | None = None) -> LlamaForCausalLM:
     """Train a model on the corpus of ``world``. Same seed, machine and thread count: the same weights."""
     model = new_model(world, recipe, seed)
     corpus = Corpus(world, Random(f"refgeo pocket corpus {world.seed} {seed}"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from refgeo import __version__
@@ -17,9 +16,8 @@ from refgeo.data.download import download, file_name
 from refgeo.data.tables import load_hub
 from refgeo.errors import DataError, ModelError
 from refgeo.lm.origin import UNGATED
+from refgeo.progress import Progress
 from refgeo.study.files import disk_full, filling, storing, write_text
-
-Progress = Callable[[int, int, str], None]
 
 ROWS = "rows.parquet"
 MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py", "README.md"]

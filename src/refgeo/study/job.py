@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from refgeo.config.schema import Study
+from refgeo.progress import Progress
 from refgeo.study.graph import Graph, Stage
 from refgeo.study.store import Store
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

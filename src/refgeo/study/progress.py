@@ -15,7 +15,7 @@ EVERY = 0.5
 
 
 @dataclass(frozen=True)
-class Progress:
+class Standing:
     """Where a running stage stands. ``first_done`` and ``first_time``: its first report, so that resumed work gives no false speed."""
 
     done: int
@@ -60,15 +60,15 @@ class Reporter:
     def _write(self, done: int, total: int, note: str) -> None:
         self._last = time.time()
         first_done, first_time = self._first if self._first is not None else (0, self._started)
-        write_text(self._path, json.dumps(asdict(Progress(done, total, note, self._started, self._last, first_done, first_time))))
+        write_text(self._path, json.dumps(asdict(Standing(done, total, note, self._started, self._last, first_done, first_time))))
 
 
-def read(path: Path) -> Progress | None:
+def read(path: Path) -> Standing | None:
     """What a reporter wrote last; None when there is nothing."""
     try:
         told = read_json(path)
         done, total, first = (int(told[name]) for name in ("done", "total", "first_done"))
         started, updated, begun = (float(told[name]) for name in ("started", "updated", "first_time"))
-        return Progress(done, total, str(told["note"]), started, updated, first, begun)
+        return Standing(done, total, str(told["note"]), started, updated, first, begun)
     except (OSError, ArithmeticError, KeyError, TypeError, ValueError):
         return None

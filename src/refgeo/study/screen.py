@@ -73,7 +73,7 @@ class RunScreen:
         self._console.print(f"{clock:>8}  {text}", markup=False, highlight=False, soft_wrap=True)
 
 
-def running(store: Store, graph: Graph, done: Iterable[str]) -> list[tuple[Stage, progress.Progress | None]]:
+def running(store: Store, graph: Graph, done: Iterable[str]) -> list[tuple[Stage, progress.Standing | None]]:
     """The stages that a living process works on, here or elsewhere, and how far they are."""
     busy = store.busy(graph.stages.values()) - set(done)
     return [(stage, progress.read(store.progress(stage))) for stage in graph.stages.values() if stage.id in busy]
@@ -130,7 +130,7 @@ def describe(stage: Stage) -> str:
     return ", ".join([*parts, stage.kind])
 
 
-def how_far(state: progress.Progress | None) -> str:
+def how_far(state: progress.Standing | None) -> str:
     """Progress as one line."""
     if state is None or not state.total:
         return "running"
@@ -138,7 +138,7 @@ def how_far(state: progress.Progress | None) -> str:
     return " ".join(part for part in (fraction(state), state.note, f"({duration(eta)} left)" if eta is not None else "") if part)
 
 
-def fraction(state: progress.Progress) -> str:
+def fraction(state: progress.Standing) -> str:
     """``12/40``, nothing while there is no total."""
     return f"{state.done}/{state.total}" if state.total else ""
 

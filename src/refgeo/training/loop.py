@@ -23,16 +23,16 @@ from refgeo.lm.adapters import merged
 from refgeo.lm.load import load, quiet_peft
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.packed import packing
+from refgeo.progress import Progress
 from refgeo.training.batches import CleanBatches
 from refgeo.training.checkpoint import resume, save, trainable, write_weights
 from refgeo.training.losses import away_loss, clean_loss, reply_losses, toward_loss
 from refgeo.training.pool import Pool
 
-Progress = Callable[[int, int, str], None] | None
 OnAnchor = Callable[[int, Callable[[Path], None]], None]
 
 
-def train(study: Study, arm: Arm, seed: int, saves: Path, on_anchor: OnAnchor, progress: Progress = None) -> pd.DataFrame:
+def train(study: Study, arm: Arm, seed: int, saves: Path, on_anchor: OnAnchor, progress: Progress | None = None) -> pd.DataFrame:
     """Train one arm from the study's model; returns the log, one row per optimizer step.
 
     Continues from the newest save in ``saves``; on a CPU the result is bit-equal to an uninterrupted run. ``on_anchor(step, write)``
