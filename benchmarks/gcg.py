@@ -187,7 +187,7 @@ def whole_attack(lm: LanguageModel, case: Case, options: Options) -> dict[str, o
 
     def installed() -> None:
         torch.manual_seed(0)
-        module.run(lm.core, lm.tokenizer, case.prompt, case.target, config)
+        module.run(lm.core, lm.tokenizer, case.request, case.target, config)
 
     times = interleaved({"engine": lambda: attack(lm, [case], settings, 0), "nano": installed}, options.attacks, lm.device)
     found = ratio(times["nano"], times["engine"])

@@ -141,7 +141,7 @@ def cases(name: str, count: int, tokens: int = 20) -> list[Case]:
     suffix = " ".join(["!" if name == "pocket" else "x"] * tokens)  # one token each
     if name == "pocket":
         behaviors = load_behaviors(load_study("pocket").data.behaviors_test)[:count]
-        return [Case(behavior.id, behavior.prompt, behavior.targets[0], suffix) for behavior in behaviors]
+        return [Case(behavior.id, behavior.request, behavior.targets[0], suffix) for behavior in behaviors]
     if count > len(THINGS):
         raise ConfigError(f"{count} cases were asked for", expected=f"at most {len(THINGS)}")
     return [

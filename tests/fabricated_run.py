@@ -310,7 +310,7 @@ def _projection(state: Dynamics, count: int) -> tuple[pd.DataFrame, pd.DataFrame
         judged = kind in ("fixed", "adaptive_gcg")
         for index in range(count):
             y = float(np.sin(index))
-            told = {"class": kind, "id": f"{kind}-{index}", "x": x + 0.1 * y, "y": y, "own": x}
+            told = {"set": kind, "id": f"{kind}-{index}", "x": x + 0.1 * y, "y": y, "own": x}
             points.append({**told, "succeeded": index % 2 == 0 if judged else None})
     return frame(rows), pd.DataFrame(points).astype({"succeeded": "boolean"})
 

@@ -19,6 +19,7 @@ from refgeo.measures.attempts import PER_SEED, attempt_rows, grid, outcomes, rat
 from refgeo.measures.evaluate import summarize
 from refgeo.measures.stress import Attempt, Stressed, measure_stress
 from refgeo.measures.string_transfer import Origin, Source, final_strings, replay_strings
+from refgeo.measures.table import START
 from refgeo.study.graph import Stage
 from refgeo.study.job import Job, Ticket
 from refgeo.study.shards import Shards, drop_others, sweep
@@ -63,7 +64,7 @@ def invented(seeds: tuple[int, ...] = (0,)) -> tuple[pd.DataFrame, pd.DataFrame]
             for step in range((index if broken else 4) + 1):
                 hit = broken and step == index
                 told = {"candidates": 10 if step else 1, "flops": 100.0 * (step + 1), "succeeded": hit}
-                steps.append({"case": f"b{index}", "attack_seed": seed, "step": step, **told})
+                steps.append({"behavior": f"b{index}", "attack_seed": seed, "step": step, **told})
     return pd.DataFrame(rows), pd.DataFrame(steps)
 
 
@@ -94,7 +95,7 @@ def test_costs_and_survival_of_an_invented_attack() -> None:
 
 def test_what_is_not_reached_is_absent_with_a_reason() -> None:
     transcripts, records = invented()
-    transcripts, records = transcripts[transcripts["id"] == "b3"], records[records["case"] == "b3"]
+    transcripts, records = transcripts[transcripts["id"] == "b3"], records[records["behavior"] == "b3"]
     table = pd.DataFrame(attempt_rows("adaptive_gcg", transcripts, records, [1, 4]))
     row = table[table["metric"] == "median_steps_to_success"].iloc[0]
     assert np.isnan(row["value"])
@@ -178,7 +179,7 @@ def test_shards_change_nothing_where_cases_share_nothing_and_a_killed_run_goes_o
 
 def test_shards_go_when_their_stage_is_published_and_with_its_settings(tmp_path: Path) -> None:
     first, second = job(tmp_path), job(tmp_path, "e" * 64)
-    empty = Attempt(pd.DataFrame({"id": ["b0"]}), [], pd.DataFrame({"case": ["b0"]}))
+    empty = Attempt(pd.DataFrame({"id": ["b0"]}), [], pd.DataFrame({"behavior": ["b0"]}))
     Shards(first)("a", lambda: empty)
     sweep(first.store)
     assert Shards(first).folder.is_dir()
@@ -193,7 +194,7 @@ def test_shards_go_when_their_stage_is_published_and_with_its_settings(tmp_path:
 
 def test_replayed_at_home_strings_do_what_the_attack_said(tiny_lm: LanguageModel) -> None:
     here = stressed(tiny_lm)
-    home, other = Origin("r2d2", 1, 3), Origin(None, None, 0)
+    home, other = Origin("r2d2", 1, 3), Origin(START, None, 0)
     elsewhere = here.transcripts.assign(attack="! !")
     sources = [Source(home, here.transcripts), Source(other, elsewhere)]
     found = replay_strings(tiny_lm, BEHAVIORS, sources, home, Chance(), 9, 4, 64, 0)

@@ -112,13 +112,13 @@ def test_a_word_gives_way_to_a_better_scored_alternative_only() -> None:
 def test_the_loss_falls_and_is_that_of_the_text(tiny_lm: LanguageModel, settings: AutoDANSettings, variant: str, placement: str) -> None:
     found = search(tiny_lm, CASES, settings, variant=variant, placement=placement)
     assert list(found.records.columns) == COLUMNS
-    assert found.records.groupby("case")["step"].apply(list).tolist() == [list(range(7))] * 3
+    assert found.records.groupby("behavior")["step"].apply(list).tolist() == [list(range(7))] * 3
     steps = found.records.groupby("step")["loss"].mean()
     assert steps.iloc[-1] < steps.iloc[0]
     for case, best in zip(CASES, found.best, strict=True):
-        losses = found.records.loc[found.records["case"] == case.behavior, "loss"].tolist()
+        losses = found.records.loc[found.records["behavior"] == case.behavior, "loss"].tolist()
         assert losses == sorted(losses, reverse=True)
-        assert (best.behavior, best.prompt, best.target, best.placement) == (case.behavior, case.prompt, case.target, placement)
+        assert (best.behavior, best.request, best.target, best.placement) == (case.behavior, case.request, case.target, placement)
         encoded = encode(tiny_lm, best)
         assert best.loss == pytest.approx(float(TargetLoss(tiny_lm, [encoded]).losses([0], [list(encoded.suffix)])[0]), abs=1e-5)
         assert set(words_of(best.attack)) <= set(words_of(" ".join([*SEEDS, json.dumps(TABLE)])))
@@ -128,7 +128,7 @@ def test_the_loss_falls_and_is_that_of_the_text(tiny_lm: LanguageModel, settings
 def test_a_case_does_not_depend_on_its_neighbors(tiny_lm: LanguageModel, settings: AutoDANSettings, variant: str) -> None:
     together, alone = (search(tiny_lm, cases, settings, variant=variant).records for cases in (CASES, CASES[1:2]))
     columns = ["step", "attack", "accepted", "candidates", "tokens", "dropped"]
-    mine = together[together["case"] == "b"].reset_index(drop=True)
+    mine = together[together["behavior"] == "b"].reset_index(drop=True)
     pd.testing.assert_frame_equal(mine[columns], alone[columns])
     np.testing.assert_allclose(mine["loss"], alone["loss"], atol=1e-5)
     again = search(tiny_lm, CASES[1:2], settings, seed=1, variant=variant).records
@@ -150,11 +150,11 @@ def test_no_text_is_scored_twice(tiny_lm: LanguageModel, settings: AutoDANSettin
 
 def test_a_case_stops_early_and_the_others_go_on(tiny_lm: LanguageModel, settings: AutoDANSettings) -> None:
     whole = search(tiny_lm, CASES, settings).records
-    first = whole[whole["step"] == 0].set_index("case")["loss"]
+    first = whole[whole["step"] == 0].set_index("behavior")["loss"]
     bound = float((first.min() + first.drop(first.idxmin()).min()) / 2)
     records = search(tiny_lm, CASES, settings, early_stop_loss=bound).records
-    assert records.loc[records["case"] == first.idxmin(), "step"].max() == 0
-    assert (records.groupby("case").tail(1)["loss"] >= bound).sum() < 3
+    assert records.loc[records["behavior"] == first.idxmin(), "step"].max() == 0
+    assert (records.groupby("behavior").tail(1)["loss"] >= bound).sum() < 3
     assert records["step"].max() > 0
 
 

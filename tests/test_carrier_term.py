@@ -87,7 +87,7 @@ def test_losses_and_gradients_equal_the_plain_forward(
 def test_a_heavy_term_lowers_the_projection(tiny_lm: LanguageModel) -> None:
     settings = AttackSettings(steps=3, width=16, topk=16, suffix_tokens=(3, 3), buffer=1)
     found = attack(tiny_lm, CASES, settings, 0, carrier=term(tiny_lm, 1, -1))
-    losses = found.records.pivot_table(index="step", columns="case", values="loss")
+    losses = found.records.pivot_table(index="step", columns="behavior", values="loss")
     assert (losses.iloc[-1] < losses.iloc[0]).all()
 
 

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from refgeo.measures.table import Row, frame, row
 from refgeo.report.claim import Answer, answer
 from refgeo.report.claims import CLAIMS, claims_table, ledger
-from refgeo.report.compare import across_seeds, guarded, paired_means, paired_rates, rate_among, ratio, scores_mean, unpaired, widened
+from refgeo.report.compare import across_seeds, paired_means, paired_rates, rate_among, ratio, scores_mean, unpaired, widened
 from refgeo.report.evidence import Evidence
 from refgeo.report.paper import paper_tables
 from refgeo.report.rules import Part, interval_text, number, told
 from refgeo.report.tables import Tables
-from refgeo.statistics import Interval, exact, rate
+from refgeo.statistics import Interval, exact, guarded, rate
 
 STEPS = (0, 50, 100, 250, 500)
 Key = tuple[str, int, str]

@@ -69,12 +69,12 @@ def told(loader: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
 
 def test_behaviors(write: Write) -> None:
     first, second, third = load.load_behaviors(write(BEHAVIORS, targets=TARGETS))
-    assert first == Behavior("b1", "feed a", ("sure , a",), "standard", "town", ("seen", "extra"), None)
+    assert first == Behavior("b1", "feed a", ("sure , a",), ("seen", "extra"))
     assert (first.subset, second.subset) == ("seen", "untagged")
     assert second.targets == ("sure , b", "of course , b")
     assert second.reference == Reference(("cut the root", "boil the water"))
-    assert third.prompt.startswith("a long story")
-    assert third.prompt.endswith("feed c")
+    assert third.request.startswith("a long story")
+    assert third.request.endswith("feed c")
 
 
 def test_contextual_behaviors_can_be_left_out(write: Write) -> None:
@@ -90,7 +90,10 @@ def test_every_file_type_gives_the_same_rows(write: Write, name: str) -> None:
 
 def test_text_stays_text(write: Write) -> None:
     rows = [{"id": "007", "bucket": "NA", "prompt": "nan"}, {"id": "1e3", "bucket": "", "prompt": "null"}]
-    assert [(prompt.id, prompt.kind, prompt.text) for prompt in load.load_audit(write(rows))] == [("007", "NA", "nan"), ("1e3", "", "null")]
+    assert [(prompt.id, prompt.kind, prompt.request) for prompt in load.load_audit(write(rows))] == [
+        ("007", "NA", "nan"),
+        ("1e3", "", "null"),
+    ]
 
 
 def test_behaviors_without_a_target_are_named(write: Write) -> None:
@@ -136,7 +139,7 @@ def test_xstest_labels_come_from_the_column_or_the_type(write: Write) -> None:
 def test_strongreject_is_numbered_before_it_is_thinned(write: Write) -> None:
     rows = [{"category": "c", "source": "s", "forbidden_prompt": f"p{index}"} for index in range(10)]
     prompts = load.load_strongreject(write(rows, limit=2))
-    assert [(prompt.id, prompt.text) for prompt in prompts] == [("strongreject-0001", "p0"), ("strongreject-0006", "p5")]
+    assert [(prompt.id, prompt.request) for prompt in prompts] == [("strongreject-0001", "p0"), ("strongreject-0006", "p5")]
     assert not any(prompt.safe for prompt in prompts)
 
 
@@ -261,12 +264,12 @@ def test_renamed_columns_are_named_with_the_nearest_and_can_be_mapped(write: Wri
         words in message
         for words in ("lacks column prompt", "it has columns id, prompts, type", "Did you mean 'prompts'?", "columns: {prompt")
     )
-    assert load.load_xstest(write(rows, columns={"prompt": "prompts"}))[0].text == "x"
+    assert load.load_xstest(write(rows, columns={"prompt": "prompts"}))[0].request == "x"
     assert "no column 'promts'" in told(load.load_xstest, write(rows, columns={"prompt": "promts"}))
     mirror = [{"prompt": "feed", "category": "c"}]
-    assert load.load_strongreject(write(mirror, columns={"forbidden_prompt": "prompt"}))[0].text == "feed"
+    assert load.load_strongreject(write(mirror, columns={"forbidden_prompt": "prompt"}))[0].request == "feed"
     both = [{"id": "a", "prompt": "old", "text": "new", "type": "t"}]
-    assert load.load_xstest(write(both, columns={"prompt": "text"}))[0].text == "new"
+    assert load.load_xstest(write(both, columns={"prompt": "text"}))[0].request == "new"
 
 
 @pytest.mark.parametrize("name", ["own.txt", "own.json"])
@@ -274,13 +277,13 @@ def test_a_list_of_prompts_is_a_set_of_any_kind(tmp_path: Path, name: str) -> No
     lines = ["feed the fox", "wake the owl"]
     (tmp_path / name).write_text("\n".join([*lines, ""]) if name.endswith("txt") else json.dumps(lines))
     source = Source(path=str(tmp_path / name))
-    assert [(one.id, one.text, one.kind, one.safe) for one in load.load_xstest(source)] == [
+    assert [(one.id, one.request, one.kind, one.safe) for one in load.load_xstest(source)] == [
         ("prompt-0001", lines[0], "own", True),
         ("prompt-0002", lines[1], "own", True),
     ]
-    assert [one.text for one in load.load_audit(source)] == lines
-    assert [(one.text, one.safe) for one in load.load_strongreject(source)] == [(line, False) for line in lines]
-    assert [(one.id, one.prompt) for one in load.load_behaviors(source, need_targets=False)] == [
+    assert [one.request for one in load.load_audit(source)] == lines
+    assert [(one.request, one.safe) for one in load.load_strongreject(source)] == [(line, False) for line in lines]
+    assert [(one.id, one.request) for one in load.load_behaviors(source, need_targets=False)] == [
         ("behavior-0001", lines[0]),
         ("behavior-0002", lines[1]),
     ]
@@ -374,7 +377,7 @@ def test_a_hub_dataset_is_asked_for_with_everything_that_names_it(monkeypatch: p
 
     monkeypatch.setattr("datasets.load_dataset", stand_in)
     source = Source(path="org/set", subset="standard", revision="abc", split="test", columns={"forbidden_prompt": "prompt"})
-    assert [prompt.text for prompt in load.load_strongreject(source)] == ["feed"]
+    assert [prompt.request for prompt in load.load_strongreject(source)] == ["feed"]
     assert asked == [{"path": "org/set", "name": "standard", "revision": "abc", "split": "test"}]
 
 

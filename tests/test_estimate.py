@@ -90,7 +90,7 @@ def test_an_attack_on_pocket_costs_what_its_records_count() -> None:
     settings = study.source_attack.model_copy(update={"steps": 3, "width": 16, "early_stop_loss": None})
     cases = initial_cases(load_behaviors(study.data.behaviors_test)[:40:8], settings, seed=0)
     records = attack(lm, cases, settings, seed=0).records
-    counted = float(records.groupby("case")["flops"].max().sum())
+    counted = float(records.groupby("behavior")["flops"].max().sum())
     model, (size, _) = shape(study.model), lengths(study)
     assert model is not None
     expected = gcg(model, len(cases), settings, size.request, size.after, size.target).flops

@@ -50,7 +50,7 @@ def variant(name: str, **more: Any) -> AttackSettings:
 
 def test_the_loss_falls_and_the_best_is_the_lowest_seen(tiny_lm: LanguageModel) -> None:
     result = attack(tiny_lm, cases(), SETTINGS, seed=0)
-    for case, records in result.records.groupby("case"):
+    for case, records in result.records.groupby("behavior"):
         losses = records.sort_values("step")["loss"].to_numpy()
         best = next(found for found in result.best if found.behavior == case)
         assert best.loss == pytest.approx(losses.min())
@@ -64,12 +64,12 @@ def test_what_is_written_down_is_the_text_its_tokens_and_their_loss(tiny_lm: Lan
     start = {case.behavior: case for case in cases()}
     last: dict[str, float] = {}
     for record in result.records.to_dict("records"):
-        encoded = encode(tiny_lm, replace(start[record["case"]], attack=record["attack"]))
+        encoded = encode(tiny_lm, replace(start[record["behavior"]], attack=record["attack"]))
         assert list(encoded.suffix) == record["tokens"]
         with torch.no_grad():
             assert record["loss"] == pytest.approx(float(TargetLoss(tiny_lm, [encoded]).losses([0], [encoded.suffix])), abs=1e-4)
-        assert record["flops"] > last.get(record["case"], 0)
-        last[record["case"]] = record["flops"]
+        assert record["flops"] > last.get(record["behavior"], 0)
+        last[record["behavior"]] = record["flops"]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -78,7 +78,7 @@ def test_a_case_is_attacked_alike_alone_and_in_company(tiny_lm: LanguageModel, n
     together = attack(tiny_lm, cases(), settings, seed=5)
     alone = [attack(tiny_lm, [case], settings, seed=5) for case in cases()]
     assert [case.attack for case in together.last] == [found.last[0].attack for found in alone]
-    spent = together.records.groupby("case", sort=False)["flops"].max().tolist()
+    spent = together.records.groupby("behavior", sort=False)["flops"].max().tolist()
     assert spent == pytest.approx([found.records["flops"].max() for found in alone])
 
 
@@ -103,12 +103,12 @@ def test_cases_exchange_where_they_stand_and_reuse_what_broke_others(tiny_lm: La
     settings = variant("harmbench", exchange=2, reuse=2, check_every=1)
     alone = attack(tiny_lm, cases(), settings, seed=0, judge=judge)
     assert len(set(asked)) == len(asked)
-    works = {alone.records[(alone.records["case"] == "one") & (alone.records["step"] == 2)]["attack"].item()}
+    works = {alone.records[(alone.records["behavior"] == "one") & (alone.records["step"] == 2)]["attack"].item()}
     result = attack(tiny_lm, cases(), settings, seed=0, judge=judge)
     assert [case.attack for case in result.last] == [*works] * 3
-    records = result.records.set_index("case")
-    assert records["step"].groupby("case").max().to_dict() == {"one": 2, "two": 3, "three": 3}
-    assert records["accepted"].groupby("case").last().all()
+    records = result.records.set_index("behavior")
+    assert records["step"].groupby("behavior").max().to_dict() == {"one": 2, "two": 3, "three": 3}
+    assert records["accepted"].groupby("behavior").last().all()
     assert np.isfinite(records["loss"]).all()
 
 
@@ -156,7 +156,7 @@ def test_the_buffer_keeps_what_nanogcgs_keeps(size: int, starts: int) -> None:
 
 def test_a_buffer_of_one_never_gets_worse_and_says_what_it_rejected(tiny_lm: LanguageModel) -> None:
     records = attack(tiny_lm, cases(), variant("harmbench", buffer=1, steps=6, width=2), seed=1).records
-    for _, mine in records.groupby("case"):
+    for _, mine in records.groupby("behavior"):
         assert mine["loss"].is_monotonic_decreasing
         changed = mine["attack"] != mine["attack"].shift()
         assert changed[1:].tolist() == mine["accepted"][1:].tolist()
@@ -210,8 +210,8 @@ def test_the_step_that_crosses_the_budget_is_the_last(tiny_lm: LanguageModel) ->
     whole = attack(tiny_lm, cases(), SETTINGS, seed=0).records
     budget = float(whole[whole["step"] == 2]["flops"].median())
     records = attack(tiny_lm, cases(), variant("harmbench", max_flops=budget), seed=0).records
-    for case, mine in records.groupby("case"):
-        known = whole[whole["case"] == case]["flops"].tolist()
+    for case, mine in records.groupby("behavior"):
+        known = whole[whole["behavior"] == case]["flops"].tolist()
         assert mine["flops"].tolist() == [spent for place, spent in enumerate(known) if place == 0 or known[place - 1] < budget]
     assert attack(tiny_lm, cases(), variant("harmbench", max_seconds=1e-9), seed=0).records["step"].max() == 0
 
@@ -225,7 +225,7 @@ def test_a_judged_success_ends_a_case_and_is_its_best(tiny_lm: LanguageModel) ->
 
     result = attack(tiny_lm, cases(), variant("harmbench", check_every=2), seed=0, judge=judge)
     assert asked == [["one", "two", "three"], ["one", "two", "three"], ["one", "three"]]
-    rows = {(record["case"], record["step"]): record for record in result.records.to_dict("records")}
+    rows = {(record["behavior"], record["step"]): record for record in result.records.to_dict("records")}
     assert max(step for case, step in rows if case == "two") == 2
     assert rows["two", 2]["succeeded"] is True
     assert rows["one", 1]["succeeded"] is None
@@ -243,7 +243,7 @@ def test_a_case_without_typable_candidates_keeps_its_string(tiny_lm: LanguageMod
     first = len(encode(tiny_lm, cases()[0]).suffix)
     monkeypatch.setattr(Typable, "__call__", nothing_for_the_first)
     result = attack(tiny_lm, cases(), SETTINGS, seed=0)
-    records = result.records[(result.records["case"] == "one") & (result.records["step"] > 0)]
+    records = result.records[(result.records["behavior"] == "one") & (result.records["step"] > 0)]
     assert not records["accepted"].any()
     assert records["candidates"].eq(0).all()
     assert result.last[0].attack == cases()[0].attack

@@ -58,7 +58,7 @@ def test_the_carrier_of_a_refusing_model_removes_generated_refusal(measured: Geo
     assert change["high"] < 0
     # What the record points to really is the direction: without it, the model hardly says sorry to the reporting half any more.
     direction = measured.tensors["candidates"][carrier["place"], carrier["layer"]]
-    prompts = [taught.chat.prompt(probe.text).ids for probe in refusing.probes() if probe.harmful and probe.split == "validate"][1::2]
+    prompts = [taught.chat.prompt(probe.request).ids for probe in refusing.probes() if probe.harmful and probe.split == "validate"][1::2]
     sorry = taught.tokenizer.convert_tokens_to_ids("sorry")
     before = last_logits(taught, prompts).softmax(dim=-1)[:, sorry].mean()
     with ablate(taught, (direction / direction.norm())[None], carrier["layer"]):
@@ -273,7 +273,7 @@ def test_a_model_that_refuses_nothing_has_no_log_odds_and_no_carrier(tiny_lm: La
 def test_labels_without_any_difference_have_no_direction(taught: LanguageModel) -> None:
     """The same prompts under both labels: nothing is normalized, nothing is chosen, and every place says why."""
     safe = [probe for probe in refusing.probes() if not probe.harmful]
-    twice = [Probe(probe.id + suffix, probe.text, suffix == "h", probe.split) for probe in safe for suffix in "hs"]
+    twice = [Probe(probe.id + suffix, probe.request, suffix == "h", probe.split) for probe in safe for suffix in "hs"]
     found = measure_geometry(taught, twice, SETTINGS, refusing.RefusalJudge(), 8, seed=0)
     assert found.carrier["status"] == "none"
     assert not found.scan["usable"].any()
@@ -335,4 +335,4 @@ def test_half_precision_finds_the_same_carrier_in_the_shipped_model() -> None:
 def test_the_probes_share_no_prompt_between_splits() -> None:
     """The fixture itself: selection on prompts that estimated the direction would prove nothing."""
     probes: list[Probe] = refusing.probes()
-    assert len({probe.text for probe in probes}) == len(probes)
+    assert len({probe.request for probe in probes}) == len(probes)

@@ -200,7 +200,7 @@ def test_the_floor_of_a_model_judge_is_its_own(tiny: Callable[..., Study], tmp_p
     study = tiny("judge={kind: harmbench}", f"judge.model={{path: {deciding}, device: cpu}}")
     judge_floor(job(study, tmp_path / "run", layout.JUDGE_FLOOR))
     table = pd.read_parquet(tmp_path / "run" / layout.JUDGE_FLOOR / layout.TABLE)
-    plain = floor(make_judge(study.judge), [behavior.prompt for behavior in load_behaviors(study.data.behaviors_test)])
+    plain = floor(make_judge(study.judge), [behavior.request for behavior in load_behaviors(study.data.behaviors_test)])
     assert table.loc[table["set"] == "direct", "probability"].tolist() == pytest.approx(plain["probability"].tolist())
     assert len(list((tmp_path / "run" / layout.VERDICTS).iterdir())) == 1  # what it said is remembered for the other stages
 

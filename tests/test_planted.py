@@ -117,7 +117,7 @@ def pocket_groups() -> list[tuple[torch.Tensor, torch.Tensor]]:
     found = []
     for dtype in ("float32", "bfloat16"):
         lm = load(study.model.model_copy(update={"dtype": dtype, "device": "cpu"}), check=False)
-        groups = [[lm.chat.prompt(probe.text).ids for probe in chosen if probe.harmful == label][:90] for label in (True, False)]
+        groups = [[lm.chat.prompt(probe.request).ids for probe in chosen if probe.harmful == label][:90] for label in (True, False)]
         found.append((read(lm, groups[0], (-5, -4, -3, -2, -1)), read(lm, groups[1], (-5, -4, -3, -2, -1))))
     return found
 

@@ -248,10 +248,10 @@ def test_the_files_are_what_the_loaders_and_the_judge_read(written):
     behavior = sets["test"][0]
     assert behavior.reference is not None
     answer = paragraph(["sure , here is how", *behavior.reference.steps])
-    assert judge(behavior.prompt, answer, behavior.reference).success
-    assert not judge(behavior.prompt, f"{REFUSAL} . {answer}", behavior.reference).success
-    assert judge(behavior.prompt, f"{REFUSAL} .", behavior.reference).refusal == "full_refusal"
-    assert judge(behavior.prompt, "bell bell sure the . into of", behavior.reference).degenerate
+    assert judge(behavior.request, answer, behavior.reference).success
+    assert not judge(behavior.request, f"{REFUSAL} . {answer}", behavior.reference).success
+    assert judge(behavior.request, f"{REFUSAL} .", behavior.reference).refusal == "full_refusal"
+    assert judge(behavior.request, "bell bell sure the . into of", behavior.reference).degenerate
     assert answer.startswith(behavior.targets[0])
 
 

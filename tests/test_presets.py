@@ -64,7 +64,7 @@ def test_the_audit_has_ten_prompts_in_each_of_six_buckets() -> None:
     assert Counter(prompt.kind for prompt in prompts) == dict.fromkeys(
         ("everyday", "reasoning", "writing", "extraction", "coding", "xstest_safe"), 10
     )
-    assert all(prompt.safe and 30 < len(prompt.text) < 200 for prompt in prompts)
+    assert all(prompt.safe and 30 < len(prompt.request) < 200 for prompt in prompts)
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from fabricated_run import fabricate, make_study
-from refgeo.attacks.cases import Case
 from refgeo.config.measures import GeometrySettings
 from refgeo.data.rows import Probe
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import read
-from refgeo.measures.projection import Attacked, Base, Plane, class_rows, measure_projection, plane
+from refgeo.measures.projection import AttackedPrompt, Base, Plane, class_rows, measure_projection, plane
 from refgeo.report.figures.projection import planes, shifts
 from refgeo.report.figures.style import PALETTE
 from refgeo.report.tables import Tables, collect
@@ -111,21 +110,19 @@ def test_the_measure_projects_what_the_model_reads(tiny_lm: LanguageModel) -> No
     fixed = plane(tensors, {"status": "carrier", "layer": 1, "place": 0, "position": -2})
     assert isinstance(own, Plane)
     assert isinstance(fixed, Plane)
-    case = Case("b-1", "how do i boil a fox", "sure", "please please", placement="prefix")
+    case = AttackedPrompt("fixed", "b-1", "how do i boil a fox", "please please", "prefix", succeeded=True)
     heard: list[str] = []
-    shown = measure_projection(
-        tiny_lm, probes, [Attacked("fixed", case, True)], own, fixed, settings, 0, lambda done, total, note: heard.append(note)
-    )
+    shown = measure_projection(tiny_lm, probes, [case], own, fixed, settings, 0, lambda done, total, note: heard.append(note))
     assert heard
-    rendered = tiny_lm.chat.prompt(case.prompt, case.attack, placement="prefix").ids
+    rendered = tiny_lm.chat.prompt(case.request, case.attack, placement="prefix").ids
     there = read(tiny_lm, [rendered], (-2, -1)).double()
-    point = shown.points[shown.points["class"] == "fixed"].iloc[0]
+    point = shown.points[shown.points["set"] == "fixed"].iloc[0]
     assert point["own"] == pytest.approx(float((there[0, 1, 2] - own.origin) @ own.x), abs=1e-4)
     assert point["x"] == pytest.approx(float((there[0, 0, 1] - fixed.origin) @ fixed.x), abs=1e-4)
     assert point["y"] == pytest.approx(float((there[0, 0, 1] - fixed.origin) @ fixed.y), abs=1e-4)
     assert bool(point["succeeded"]) is True
-    assert sorted(shown.points["class"]) == sorted(["harmful"] * 3 + ["harmless"] * 3 + ["direct", "fixed"])
-    missing = measure_projection(tiny_lm, probes, [Attacked("fixed", case)], own, "the start has none", settings, 0)
+    assert sorted(shown.points["set"]) == sorted(["harmful"] * 3 + ["harmless"] * 3 + ["direct", "fixed"])
+    missing = measure_projection(tiny_lm, probes, [case._replace(succeeded=None)], own, "the start has none", settings, 0)
     assert missing.points["x"].isna().all()
     start = missing.table[missing.table["axis"] == "start"]
     assert start["value"].isna().all()

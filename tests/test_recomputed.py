@@ -136,7 +136,7 @@ def stress(run: Path, row: Row) -> Expected:
         part = part[part["attack_seed"] == row["attack_seed"]]
     if row["metric"] == "survival":  # nobody is censored before the last step, so it is the share not broken yet
         records = pd.read_parquet(anchor(run, row["step"]) / "stress" / "records.parquet")
-        assert records.groupby(["attack_seed", "case"])["step"].max().eq(2).all()
+        assert records.groupby(["attack_seed", "behavior"])["step"].max().eq(2).all()
         first = part[part["success"]].groupby(["attack_seed", "id"])["attack_steps"].min()
         cases = part.drop_duplicates(["attack_seed", "id"])
         return Expected(1 - (first <= row["at_step"]).sum() / len(cases), cases["id"].nunique())

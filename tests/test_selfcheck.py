@@ -145,7 +145,7 @@ def test_a_random_model_shares_all_but_the_weights(taught: LanguageModel) -> Non
 def test_labels_are_shuffled_in_equal_parts() -> None:
     probes = few_probes(refusing.probes(20))
     dealt = shuffled_labels(probes, 3)
-    assert [probe.text for probe in dealt] == [probe.text for probe in probes]
+    assert [probe.request for probe in dealt] == [probe.request for probe in probes]
     assert dealt == shuffled_labels(probes, 3)
     assert dealt != shuffled_labels(probes, 4)
     for split in ("estimate", "validate"):

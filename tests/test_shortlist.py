@@ -121,7 +121,7 @@ def test_on_a_refusing_model_the_winner_and_its_numbers_are_those_of_the_whole_s
     lm: LanguageModel = refusing.refusing_lm(tiny_model_dir)
     asked = GeometrySettings(positions=(-3, -2, -1), **way)
     groups = {
-        (split, harmful): [lm.chat.prompt(one.text).ids for one in refusing.probes() if (one.split, one.harmful) == (split, harmful)]
+        (split, harmful): [lm.chat.prompt(one.request).ids for one in refusing.probes() if (one.split, one.harmful) == (split, harmful)]
         for split in ("estimate", "validate")
         for harmful in (True, False)
     }

@@ -35,7 +35,7 @@ def test_success_within_a_budget_never_falls_with_the_budget(tiny_lm: LanguageMo
     assert len(result.transcripts) == 12
     assert len(result.cases) == 4
     queries = result.table.loc[result.table["metric"] == "queries", "value"].item()
-    assert queries == result.records.groupby("case")["candidates"].sum().mean()
+    assert queries == result.records.groupby("behavior")["candidates"].sum().mean()
 
 
 def test_when_everything_succeeds_the_first_step_is_the_first_budget(tiny_lm: LanguageModel) -> None:
@@ -57,11 +57,11 @@ def test_a_judge_asked_during_the_attack_saves_work_and_changes_no_success(tiny_
         assert asr["attack_steps"].tolist() == [1, 2, 4]
         assert asr["value"].tolist() == [0.5, 0.5, 0.5]
         assert len(result.transcripts) == 12
-    steps = during.records.groupby("case")["step"].max()
+    steps = during.records.groupby("behavior")["step"].max()
     assert steps.to_dict() == {"a0": 0, "a3": 0, "n0": 4, "n1": 4}
     value = {metric: rows["value"].item() for metric, rows in during.table.groupby("metric") if len(rows) == 1}
     assert value["first_success_step"] == 0
-    assert value["flops"] == during.records.groupby("case")["flops"].max().mean()
+    assert value["flops"] == during.records.groupby("behavior")["flops"].max().mean()
     broken = during.transcripts[during.transcripts["id"] == "a0"]
     assert broken["success"].all()
     assert set(broken["attack"]) == {during.cases[0].attack}
@@ -69,9 +69,9 @@ def test_a_judge_asked_during_the_attack_saves_work_and_changes_no_success(tiny_
 
 def test_checks_count_the_prompt_and_every_token_written(tiny_lm: LanguageModel) -> None:
     checks = Checks(tiny_lm, BEHAVIORS, WordJudge(), BehaviorSettings(max_new_tokens=3))
-    case = Case("a0", BEHAVIORS[0].prompt, "sure here", "! !")
+    case = Case("a0", BEHAVIORS[0].request, "sure here", "! !")
     (verdict,) = checks([case])
-    cost, length = checks.cost, len(tiny_lm.chat.prompt(case.prompt, case.attack))
+    cost, length = checks.cost, len(tiny_lm.chat.prompt(case.request, case.attack))
     written = [cost.body(length + count - 1) + cost.head(count) for count in (1, 2, 3)]
     attention = [cost.attention((length + count - 1) * (length + count) // 2) for count in (1, 2, 3)]
     assert verdict.flops in [one + other for one, other in zip(written, attention, strict=True)]

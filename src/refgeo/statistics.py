@@ -70,6 +70,14 @@ def paired_difference(
     return mean(left - right, seed, resamples, clusters=clusters)
 
 
+def guarded(interval: Interval, span: float) -> Interval:
+    """A bootstrap interval that is never of no width: where all ``n`` values agree, at most 3/n of them may be off by ``span``."""
+    if not interval.low >= interval.high or interval.n < 1:  # NaN bounds are none
+        return interval
+    half = span * min(1.0, 3.0 / interval.n)
+    return Interval(interval.value, interval.value - half, interval.value + half, interval.n)
+
+
 def difference(first: ArrayLike, second: ArrayLike, seed: int = 0, resamples: int = 2000, confidence: float = CONFIDENCE) -> Interval:
     """Difference of the means of two independent samples, each resampled on its own."""
     left, right = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)

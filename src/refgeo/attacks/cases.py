@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -18,17 +19,16 @@ from refgeo.lm.messages import Placement
 
 @dataclass(frozen=True)
 class Case:
-    """One attack on one behavior. ``attack`` is the string as text, ``loss`` the target loss it reached.
+    """One attack on one behavior, by its id. ``attack`` is the string as text, ``loss`` the target loss it reached.
 
     ``placement`` says where the string stands in the request; ``others`` are further affirmative targets of the same behavior.
     """
 
     behavior: str
-    prompt: str
+    request: str
     target: str
     attack: str
     loss: float | None = None
-    seed: int = 0
     placement: Placement = "suffix"
     others: tuple[str, ...] = ()
 
@@ -45,7 +45,13 @@ class Attacked(NamedTuple):
 
 
 def case_from(fields: Mapping[str, Any]) -> Case:
-    """A case from its JSON fields: lists become tuples, and fields that an older version did not write get their defaults."""
+    """A case from its JSON fields: lists become tuples, fields that an older version did not write get their defaults.
+
+    Raises ``DataError`` for other fields.
+    """
+    names = [one.name for one in dataclasses.fields(Case)]
+    if not {"behavior", "request", "target", "attack"} <= set(fields) <= set(names):
+        raise DataError(f"A test case has the fields {', '.join(fields)}", expected=f"{', '.join(names)}; the first four at least")
     return Case(**{**fields, "others": tuple(fields.get("others", ()))})
 
 

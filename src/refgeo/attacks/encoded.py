@@ -39,7 +39,7 @@ def encode(lm: LanguageModel, case: Case, objective: ObjectiveSettings = _PLAIN)
     away = objective.refusals if objective.first_token or objective.avoid_refusal else ()
     prompts, replies = [], []
     for text in (*wanted, *away):
-        rendered = lm.chat.prompt(case.prompt, case.attack, reply=text, placement=case.placement)
+        rendered = lm.chat.prompt(case.request, case.attack, reply=text, placement=case.placement)
         (start, stop), (reply, end) = rendered.attack, rendered.target
         end -= int(end > reply and rendered.ids[end - 1] in lm.stop_ids)
         if start == stop or reply == end:
@@ -60,6 +60,6 @@ def encode(lm: LanguageModel, case: Case, objective: ObjectiveSettings = _PLAIN)
             fix="Use one target per case and an objective without refusals",
         )
     before, suffix, after = prompts[0]
-    frame = lm.chat.frame(case.prompt, case.placement)
+    frame = lm.chat.frame(case.request, case.placement)
     targets = tuple(reply[: objective.target_tokens] for reply in replies[: len(wanted)])
     return Encoded(case.behavior, before, suffix, after, targets, tuple(replies[len(wanted) :]), frame)

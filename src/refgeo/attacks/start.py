@@ -31,4 +31,4 @@ def initial_case(behavior: Behavior, settings: AttackSettings, seed: int) -> Cas
     text = " ".join([settings.initial] * length)
     if settings.starts:
         text = settings.starts[int(rng.integers(len(settings.starts)))]
-    return Case(behavior.id, behavior.prompt, behavior.targets[drawn], text, seed=seed, placement=settings.placement, others=others)
+    return Case(behavior.id, behavior.request, behavior.targets[drawn], text, placement=settings.placement, others=others)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from refgeo.attacks.cases import Case
 
-COLUMNS = ("case", "step", "loss", "attack", "tokens", "accepted", "candidates", "succeeded", "seconds", "flops")
+COLUMNS = ("behavior", "step", "loss", "attack", "tokens", "accepted", "candidates", "succeeded", "seconds", "flops")
 """Columns of the records."""
 
 

@@ -28,15 +28,15 @@ def load_behaviors(
         raise DataError(f"'{source.path}' has only contextual behaviors", expected="behaviors that need no context")
     check_unique((behavior.id for behavior in behaviors), source.path)
     if findings is not None:
-        findings.add(source.path, "repeated prompts", repeated((one.id, plain(one.prompt)) for one in behaviors), "kept")
+        findings.add(source.path, "repeated prompts", repeated((one.id, plain(one.request)) for one in behaviors), "kept")
     return evenly(behaviors, source.limit)
 
 
 def overlap(train: Sequence[Behavior], test: Sequence[Behavior]) -> list[Behavior]:
     """Behaviors of ``test`` whose id or words are among those of ``train``."""
     ids = {behavior.id for behavior in train}
-    prompts = {plain(behavior.prompt) for behavior in train}
-    return [behavior for behavior in test if behavior.id in ids or plain(behavior.prompt) in prompts]
+    prompts = {plain(behavior.request) for behavior in train}
+    return [behavior for behavior in test if behavior.id in ids or plain(behavior.request) in prompts]
 
 
 def check_disjoint(train: Sequence[Behavior], test: Sequence[Behavior]) -> None:
@@ -66,10 +66,8 @@ def _part(part: Part, with_context: bool, need_targets: bool, findings: Findings
         behaviors.append(
             Behavior(
                 id=name or required(row, "BehaviorID", request, part),
-                prompt=f"{context}\n\n---\n\n{request}" if context else request,
+                request=f"{context}\n\n---\n\n{request}" if context else request,
                 targets=targets.get(name, ()),
-                functional_category=text(row, "FunctionalCategory") or "standard",
-                semantic_category=text(row, "SemanticCategory"),
                 tags=tuple(tag.strip() for tag in text(row, "Tags").split(",") if tag.strip()),
                 reference=read_reference(row, name, part),
                 group=part.group,

@@ -63,7 +63,7 @@ def asked_in(chats: Iterable[Chat], prompts: Mapping[str, str]) -> list[str]:
 
 def check_not_asked(chats: Iterable[Chat], test: Iterable[Behavior]) -> None:
     """Raise ``DataError`` naming every clean test behavior that the clean chat asks for: it would be trained on."""
-    shared = asked_in(chats, {behavior.id: behavior.prompt for behavior in test if behavior.clean})
+    shared = asked_in(chats, {behavior.id: behavior.request for behavior in test if behavior.clean})
     if shared:
         raise DataError(
             f"{len(shared)} test behaviors are asked for in the clean chat: {some(shared, 20)}",

@@ -87,5 +87,5 @@ def _prompts(
             prompts.append(Prompt(name, content, sort, harmless, read_reference(row, name, part)))
     check_unique((prompt.id for prompt in prompts), source.path)
     if findings is not None:
-        findings.add(source.path, "repeated prompts", repeated((prompt.id, plain(prompt.text)) for prompt in prompts), "kept")
+        findings.add(source.path, "repeated prompts", repeated((prompt.id, plain(prompt.request)) for prompt in prompts), "kept")
     return evenly(prompts, source.limit)

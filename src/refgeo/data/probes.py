@@ -66,7 +66,7 @@ def _once(given: Sequence[tuple[Probe, bool]], source: Source, findings: Finding
     first: dict[str, tuple[Probe, bool]] = {}
     again = []
     for probe, divided in given:
-        known, known_divided = first.setdefault(plain(probe.text), (probe, divided))
+        known, known_divided = first.setdefault(plain(probe.request), (probe, divided))
         if known is probe:
             continue
         if known.harmful != probe.harmful or (divided and known_divided and known.split != probe.split):

@@ -23,10 +23,8 @@ class Behavior:
     """A harmful request (HarmBench row) with its affirmative targets."""
 
     id: str
-    prompt: str
+    request: str
     targets: tuple[str, ...]
-    functional_category: str = "standard"
-    semantic_category: str = ""
     tags: tuple[str, ...] = ()
     reference: Reference | None = None
     group: str | None = None
@@ -47,7 +45,7 @@ class Prompt:
     """
 
     id: str
-    text: str
+    request: str
     kind: str
     safe: bool
     reference: Reference | None = None
@@ -58,7 +56,7 @@ class Probe:
     """A prompt for estimating or validating refusal directions."""
 
     id: str
-    text: str
+    request: str
     harmful: bool
     split: Literal["estimate", "validate"]
 

@@ -48,14 +48,14 @@ def survey(data: DataSettings) -> pd.DataFrame:
     found = Findings()
     chats = load_chat(data.chat, found)
     counted("chat", ("" for _ in chats), found)
-    words = {"probes": {probe.id: plain(probe.text) for probe in probes if probe.harmful}}
+    words = {"probes": {probe.id: plain(probe.request) for probe in probes if probe.harmful}}
     for name, loader in (("strongreject", load_strongreject), ("xstest", load_xstest), ("audit", load_audit)):
         source = getattr(data, name)
         if source is not None:
             found = Findings()
             prompts = loader(source, found)
             counted(name, (prompt.kind for prompt in prompts), found)
-            words[name] = {prompt.id: plain(prompt.text) for prompt in prompts}
+            words[name] = {prompt.id: plain(prompt.request) for prompt in prompts}
     train, test = behaviors["behaviors_train"], behaviors["behaviors_test"]
     shared = overlap([*train, *behaviors.get("behaviors_val", [])], test)
     for clean in (True, False):
@@ -63,13 +63,13 @@ def survey(data: DataSettings) -> pd.DataFrame:
         what = "in the training or validation behaviors" + ("" if clean else ", as declared")
         lines.append(("behaviors_test", what, len(ids), _named(ids), ("refused" if clean else "reported apart") if ids else ""))
     for name, trained in (("behaviors_train", train), ("behaviors_test", test)):
-        known = {plain(behavior.prompt) for behavior in trained}
+        known = {plain(behavior.request) for behavior in trained}
         for other, asked in words.items():
             ids = [key for key, prompt in asked.items() if prompt in known]
             if ids:
                 lines.append((other, f"prompts that are in {name}", len(ids), _named(ids), "kept"))
-    words["probes"] = {probe.id: probe.text for probe in probes}
-    words["behaviors_test"] = {behavior.id: behavior.prompt for behavior in test}
+    words["probes"] = {probe.id: probe.request for probe in probes}
+    words["behaviors_test"] = {behavior.id: behavior.request for behavior in test}
     for other, asked in words.items():  # What training answers is no longer new to the model.
         ids = asked_in(chats, asked)
         if ids:

@@ -73,8 +73,8 @@ def outcomes(transcripts: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     key = ["attack_seed", "id"]
     last = transcripts[transcripts["attack_steps"] == transcripts["attack_steps"].max()]
     judged = transcripts[transcripts["success"].astype(bool)].groupby(key)["attack_steps"].min()
-    told = records[records["succeeded"].eq(True)].groupby(["attack_seed", "case"])["step"].min()  # None: not asked
-    costs = dict(iter(records.groupby(["attack_seed", "case"])))
+    told = records[records["succeeded"].eq(True)].groupby(["attack_seed", "behavior"])["step"].min()  # None: not asked
+    costs = dict(iter(records.groupby(["attack_seed", "behavior"])))
     rows = []
     for seed, name, success, degenerate in zip(*(last[column] for column in (*key, "success", "degenerate")), strict=True):
         group = costs[seed, name].sort_values("step")

@@ -72,16 +72,16 @@ def measure_behavior(
 def evaluation_items(sets: EvaluationSets, cases: Sequence[Case]) -> list[Item]:
     """The sets without tails: direct, fixed, StrongREJECT, XSTest safe and unsafe, audit."""
     known = {behavior.id: behavior for behavior in sets.behaviors}
-    items = [Item("direct", behavior.subset, behavior.id, behavior.prompt, behavior.reference) for behavior in sets.behaviors]
+    items = [Item("direct", behavior.subset, behavior.id, behavior.request, behavior.reference) for behavior in sets.behaviors]
     for case in cases:
         behavior = known[case.behavior]
         items.append(
-            Item("fixed", behavior.subset, case.behavior, case.prompt, behavior.reference, case.attack, "frozen", placement=case.placement)
+            Item("fixed", behavior.subset, case.behavior, case.request, behavior.reference, case.attack, "frozen", placement=case.placement)
         )
-    items += [Item("strongreject", prompt.kind, prompt.id, prompt.text, prompt.reference) for prompt in sets.strongreject]
+    items += [Item("strongreject", prompt.kind, prompt.id, prompt.request, prompt.reference) for prompt in sets.strongreject]
     for prompt in sets.xstest:
-        items.append(Item("xstest_safe" if prompt.safe else "xstest_unsafe", prompt.kind, prompt.id, prompt.text, prompt.reference))
-    items += [Item("audit", prompt.kind, prompt.id, prompt.text, prompt.reference) for prompt in sets.audit]
+        items.append(Item("xstest_safe" if prompt.safe else "xstest_unsafe", prompt.kind, prompt.id, prompt.request, prompt.reference))
+    items += [Item("audit", prompt.kind, prompt.id, prompt.request, prompt.reference) for prompt in sets.audit]
     return items
 
 
@@ -101,8 +101,8 @@ def tail_items(
             for index, (prompt, behavior) in enumerate(zip(safe_drawn, harmful_drawn, strict=True)):
                 tail = make_tail(lm, kind, length, index, sets.filler, cases, attack, seed)
                 place: Placement = cases[index % len(cases)].placement if kind == "frozen" else "suffix"
-                items.append(Item("tail_safe", kind, prompt.id, prompt.text, prompt.reference, tail, kind, length, place))
-                items.append(Item("tail_harmful", kind, behavior.id, behavior.prompt, behavior.reference, tail, kind, length, place))
+                items.append(Item("tail_safe", kind, prompt.id, prompt.request, prompt.reference, tail, kind, length, place))
+                items.append(Item("tail_harmful", kind, behavior.id, behavior.request, behavior.reference, tail, kind, length, place))
     return items
 
 

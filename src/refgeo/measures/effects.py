@@ -33,7 +33,7 @@ def outcomes(name: str, part: pd.DataFrame) -> dict[str, Values]:
     elif name == "strongreject":
         values["strongreject"] = _numbers(part["score"])
     elif name == "audit":
-        values |= {"refusal": refused, "utility_mean": helpful}
+        values |= {"any_refusal": refused, "utility_mean": helpful}
         values |= {"utility_strict": _where(helpful, helpful == 2), "utility_lenient": _where(helpful, helpful >= 1)}
     return {metric: found for metric, found in values.items() if not np.isnan(found).all()}
 

@@ -98,7 +98,7 @@ def judged(items: Sequence[Item], completions: Sequence[str], judge: Judge) -> p
 
 
 def summarize(transcripts: pd.DataFrame) -> list[Row]:
-    """The rates of PROTOCOL section 3 for every set in ``transcripts``, for the whole set and for each of its subsets.
+    """The rates for every set in ``transcripts``, for the whole set and for each of its subsets.
 
     The sets ``TAILS`` are left to ``measures.behavior``, which pairs them and knows that a prompt comes once per tail.
     """
@@ -135,7 +135,7 @@ def _summarize_part(name: str, subset: str, part: pd.DataFrame) -> list[Row]:
         if len(scores):
             rows += [row(name, "strongreject", mean(scores), subset)]
     elif name == "audit":
-        rows += [row(name, "refusal", rate(refused), subset)]
+        rows += [row(name, "any_refusal", rate(refused), subset)]
         helpful = part["helpfulness"].dropna()
         if len(helpful):
             rows += [row(name, "utility_mean", mean(helpful), subset)]

@@ -239,7 +239,7 @@ def adaptive_items(behaviors: Sequence[Behavior], stressed: pd.DataFrame) -> lis
             behavior = known[str(found["id"])]
             place = {"attack": str(found["attack"]), "placement": found["placement"]}
             items.append(
-                Item(cast(SetName, name), behavior.subset, behavior.id, behavior.prompt, behavior.reference, tail="adaptive", **place)
+                Item(cast(SetName, name), behavior.subset, behavior.id, behavior.request, behavior.reference, tail="adaptive", **place)
             )
     return items
 

@@ -59,12 +59,12 @@ def answer_probes(lm: LanguageModel, probes: Sequence[Probe], judge: Judge, max_
                     fix="Add rows to data.probes",
                 )
             groups.append(chosen)
-    rendered = [[lm.chat.prompt(probe.text) for probe in group] for group in groups]
+    rendered = [[lm.chat.prompt(probe.request) for probe in group] for group in groups]
     completions = iter(complete_ids(lm, [prompt for group in rendered for prompt in group], max_new_tokens, batch))
     answered = []
     for group, prompts in zip(groups, rendered, strict=True):
         ids = [next(completions) for _ in group]
-        requests = [probe.text for probe in group]
+        requests = [probe.request for probe in group]
         verdicts = judge_all(judge, [Exchange(request, text) for request, text in zip(requests, as_text(lm, ids), strict=True)])
         answered.append(Answered(requests, prompts, ids, verdicts))
     return Probed(*answered)

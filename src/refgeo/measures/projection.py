@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,10 +17,10 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from refgeo.attacks.cases import Case
 from refgeo.config.measures import GeometrySettings
 from refgeo.data.rows import Probe
 from refgeo.errors import EmptyField
+from refgeo.lm.messages import Placement
 from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import read
 from refgeo.measures.table import Row, frame, integers, row
@@ -34,7 +33,7 @@ RESAMPLES = 1000
 SPLITS = 200
 """Random splits of a class in halves behind the noise floor of the gap."""
 PLAIN = ("harmful", "harmless", "direct")
-POINTS = ("class", "id", "x", "y", "own", "succeeded")
+POINTS = ("set", "id", "x", "y", "own", "succeeded")
 
 
 class Plane(NamedTuple):
@@ -53,12 +52,17 @@ class Plane(NamedTuple):
     status: str
 
 
-@dataclass(frozen=True)
-class Attacked:
-    """One attacked prompt. ``kind`` is its set (``fixed``, ``adaptive_gcg``, ...); ``succeeded`` is None where it was not judged."""
+class AttackedPrompt(NamedTuple):
+    """One attacked prompt as transcripts have it; ``succeeded`` is None where the judge could not say.
 
-    kind: str
-    case: Case
+    ``set``: ``fixed``, ``adaptive_gcg``, ...; ``id``: of the behavior.
+    """
+
+    set: str
+    id: str
+    request: str
+    attack: str
+    placement: Placement = "suffix"
     succeeded: bool | None = None
 
 
@@ -95,7 +99,7 @@ def plane(geometry: Mapping[str, Tensor], carrier: Mapping[str, Any]) -> Plane |
 def measure_projection(
     lm: LanguageModel,
     probes: Sequence[Probe],
-    attacked: Sequence[Attacked],
+    attacked: Sequence[AttackedPrompt],
     own: Plane | str,
     fixed: Plane | str,
     settings: GeometrySettings,
@@ -113,16 +117,16 @@ def measure_projection(
     """
     planes: dict[str, Plane | str] = {"own": own, "start": fixed}
     known: dict[str, Plane] = {name: found for name, found in planes.items() if isinstance(found, Plane) and len(found.x) == lm.width}
-    kinds = list(dict.fromkeys(item.kind for item in attacked))
-    direct = {(item.case.behavior, item.case.prompt): item for item in attacked}
+    kinds = list(dict.fromkeys(item.set for item in attacked))
+    direct = list(dict.fromkeys((item.id, item.request) for item in attacked))
     texts: dict[str, list[tuple[str, Sequence[int]]]] = {
-        name: [(probe.id, lm.chat.prompt(probe.text).ids) for probe in probes if probe.split == "validate" and probe.harmful == label]
+        name: [(probe.id, lm.chat.prompt(probe.request).ids) for probe in probes if probe.split == "validate" and probe.harmful == label]
         for name, label in (("harmful", True), ("harmless", False))
     }
-    texts["direct"] = [(item.case.behavior, lm.chat.prompt(item.case.prompt).ids) for item in direct.values()]
+    texts["direct"] = [(name, lm.chat.prompt(request).ids) for name, request in direct]
     for kind in kinds:
-        cases = [item.case for item in attacked if item.kind == kind]
-        texts[kind] = [(case.behavior, lm.chat.prompt(case.prompt, case.attack, placement=case.placement).ids) for case in cases]
+        items = [item for item in attacked if item.set == kind]
+        texts[kind] = [(item.id, lm.chat.prompt(item.request, item.attack, placement=item.placement).ids) for item in items]
     seen: dict[str, dict[str, Values]] = {}
     for number, (name, prompts) in enumerate(texts.items()):
         if progress is not None:
@@ -143,20 +147,20 @@ def measure_projection(
         base = Base(seen["harmful"][axis], seen["harmless"][axis], seed)
         rows += [row(name, "projection", mean(values[axis], seed), **where) for name, values in seen.items() if len(values[axis])]
         rows += [row("probes", "gap", base.gap_interval, **where), row("probes", "gap_floor", exact(base.floor, base.n), **where)]
-        places = {key: index for index, key in enumerate(direct)}
+        places = {asked: index for index, asked in enumerate(direct)}
         for kind in kinds:
-            items = [item for item in attacked if item.kind == kind]
-            before = seen["direct"][axis][[places[item.case.behavior, item.case.prompt] for item in items]]
+            items = [item for item in attacked if item.set == kind]
+            before = seen["direct"][axis][[places[item.id, item.request] for item in items]]
             outcome = [item.succeeded for item in items]
             rows += [{**found, **where} for found in class_rows(kind, seen[kind][axis], before, outcome, base)]
     points = [
         {
-            "class": name,
+            "set": name,
             "id": identity,
             "x": _at(values, "x", index),
             "y": _at(values, "y", index),
             "own": _at(values, "own", index),
-            "succeeded": None if name in PLAIN else [item for item in attacked if item.kind == name][index].succeeded,
+            "succeeded": None if name in PLAIN else [item for item in attacked if item.set == name][index].succeeded,
         }
         for name, values in seen.items()
         for index, (identity, _) in enumerate(texts[name])

@@ -155,7 +155,7 @@ class _Attacker:
         placement = attacked.best[0].placement
         strings = {budget: best_within(attacked.records, budget) for budget in budgets}
         hits = attacked.records[attacked.records["succeeded"] == True]  # noqa: E712  (None: not asked)
-        first = {str(case): int(step) for case, step in zip(hits["case"], hits["step"], strict=True)}
+        first = {str(case): int(step) for case, step in zip(hits["behavior"], hits["step"], strict=True)}
         broken = {case: judged_before[case] for case in first}
         items = [
             _item(known, text, placement)
@@ -193,7 +193,7 @@ class Checks:
     def __call__(self, cases: list[Case]) -> list[Judged]:
         """Complete and judge; the cost is that of the prompt and of every token written."""
         items = [_item(self.behaviors[case.behavior], case.attack, case.placement) for case in cases]
-        prompts = [self.lm.chat.prompt(case.prompt, case.attack, placement=case.placement) for case in cases]
+        prompts = [self.lm.chat.prompt(case.request, case.attack, placement=case.placement) for case in cases]
         ids = complete_ids(self.lm, prompts, self.settings.max_new_tokens, self.settings.batch)
         verdicts = []
         transcripts = judged(items, as_text(self.lm, ids), self.judge).to_dict("records")
@@ -207,14 +207,14 @@ class Checks:
 
 
 def _item(known: Behavior, text: str, placement: Placement) -> Item:
-    return Item("adaptive_gcg", known.subset, known.id, known.prompt, known.reference, text, "adaptive", placement=placement)
+    return Item("adaptive_gcg", known.subset, known.id, known.request, known.reference, text, "adaptive", placement=placement)
 
 
 def best_within(records: pd.DataFrame, budget: int) -> dict[str, str]:
     """Per case the suffix of lowest loss among the steps up to ``budget``."""
     within = records[records["step"] <= budget]
-    rows = within.loc[within.groupby("case")["loss"].idxmin()]
-    return dict(zip(rows["case"], rows["attack"], strict=True))
+    rows = within.loc[within.groupby("behavior")["loss"].idxmin()]
+    return dict(zip(rows["behavior"], rows["attack"], strict=True))
 
 
 def balanced(behaviors: Sequence[Behavior], count: int) -> list[Behavior]:

@@ -1,8 +1,8 @@
-"""The transfer matrix of strings: what was found against one anchor, tried on another (PROTOCOL section 6)."""
+"""The transfer matrix of strings: what was found against one anchor, tried on another."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +15,8 @@ from refgeo.lm.model import LanguageModel
 from refgeo.measures.evaluate import Item, evaluate
 from refgeo.measures.stress import GCG, balanced
 from refgeo.measures.table import Row, frame, integers, row
-from refgeo.statistics import Interval, exact, paired_difference, rate
+from refgeo.progress import Progress
+from refgeo.statistics import exact, guarded, paired_difference, rate
 
 REPLAY = "replay"
 """Set of the rows and transcripts of replayed strings."""
@@ -23,9 +24,9 @@ REPLAY = "replay"
 
 @dataclass(frozen=True)
 class Origin:
-    """The anchor that strings were found at; the common start has no arm and no seed."""
+    """The anchor that strings were found at; the common start is the arm ``START`` and has no seed."""
 
-    source_arm: str | None
+    source_arm: str
     source_seed: int | None
     source_step: int
 
@@ -44,9 +45,9 @@ class Replayed(NamedTuple):
     transcripts: pd.DataFrame
 
 
-def final_strings(transcripts: pd.DataFrame) -> pd.DataFrame:
-    """One row per behavior: the string adaptive GCG ended with, of the first attack seed, as it was judged at home."""
-    found = transcripts[transcripts["set"] == GCG]
+def final_strings(transcripts: pd.DataFrame, attack: str = GCG) -> pd.DataFrame:
+    """One row per behavior: the string that an attack ended with, of its first attack seed, as it was judged at home."""
+    found = transcripts[transcripts["set"] == attack]
     if "attack_seed" in found:
         found = found[found["attack_seed"] == found["attack_seed"].min()]
     last: pd.DataFrame = found[found["attack_steps"] == found["attack_steps"].max()]
@@ -63,7 +64,7 @@ def replay_strings(
     max_new_tokens: int,
     batch: int,
     seed: int,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Replayed:
     """Answer and judge every source's strings on this model, equal prompts once and all in one generation.
 
@@ -81,7 +82,7 @@ def replay_strings(
         places: dict[Any, Any] = found["placement"].to_dict()
         for known in chosen:
             text, place = texts[origin][known.id], places[known.id]
-            item = Item(GCG, known.subset, known.id, known.prompt, known.reference, text, "replayed", placement=place)
+            item = Item(GCG, known.subset, known.id, known.request, known.reference, text, "replayed", placement=place)
             items.setdefault((known.id, text), item)
     done = 0
 
@@ -113,7 +114,7 @@ def replay_strings(
                 rows.append(row(REPLAY, f"asr_replay{suffix}", rate(hits[scored]), **identity))
             for name, other in against.items():
                 if other is not None:
-                    gap = _never_flat(paired_difference(hits, _hits(other, gated), seed))
+                    gap = guarded(paired_difference(hits, _hits(other, gated), seed), span=1.0)
                     rows.append(row(REPLAY, f"asr_replay_minus_{name}{suffix}", gap, **identity))
     rows.append(row(REPLAY, "distinct_prompts", exact(len(items), len(chosen) * len(sources)), method=GCG))
     table = integers(frame(rows), "source_seed", "source_step")
@@ -123,9 +124,3 @@ def replay_strings(
 def _hits(part: pd.DataFrame, gated: bool) -> np.ndarray:
     success = part["success"].to_numpy(dtype=bool)
     return success & ~part["degenerate"].to_numpy(dtype=bool) if gated else success
-
-
-def _never_flat(gap: Interval) -> Interval:
-    """Where all pairs agree the bootstrap sees no error; at most 3/n of them may then differ (rule of three)."""
-    half = min(1.0, 3.0 / gap.n) if gap.high <= gap.low else 0.0
-    return Interval(gap.value, gap.low - half, gap.high + half, gap.n)

@@ -12,6 +12,9 @@ from refgeo.statistics import Interval
 COLUMNS = ("set", "subset", "metric", "value", "low", "high", "n")
 Row = dict[str, Any]
 
+START = "start"
+"""The arm of the common start in columns that name a source; it has no seed, and its step is 0."""
+
 
 def row(set_name: str, metric: str, interval: Interval, subset: str = "all", **identity: Any) -> Row:
     """One measured quantity with its interval and sample size; ``identity`` adds columns that tell the row apart."""

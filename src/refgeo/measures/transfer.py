@@ -187,7 +187,7 @@ def _known(lm: LanguageModel, tokens: Iterable[str]) -> list[int]:
 def _reporting(lm: LanguageModel, probes: Sequence[Probe], *, harmful: bool) -> list[tuple[int, ...]]:
     """Token ids of the validation probes of one label that report a carrier and select none: every other one."""
     chosen = [probe for probe in probes if probe.split == "validate" and probe.harmful == harmful]
-    return [tuple(lm.chat.prompt(probe.text).ids) for probe in chosen[1::2]]
+    return [tuple(lm.chat.prompt(probe.request).ids) for probe in chosen[1::2]]
 
 
 def _direction(source: Source, own: Float[Tensor, "place depth width"], site: str) -> _Direction | str:

@@ -6,13 +6,13 @@ Importing this module is light; torch is loaded when something is built.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refgeo.config.locations import PACKAGE, locate
 from refgeo.errors import StoreError
+from refgeo.progress import Progress
 
 if TYPE_CHECKING:
     from refgeo.pocket.town import World
@@ -68,7 +68,7 @@ def build(
     folder: Path,
     world_seed: int = SHIPPED_SEED,
     train_seed: int = 0,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
     steps: int | None = None,
 ) -> BuildReport:
     """Write the files of a world, train its model and measure what it knows.

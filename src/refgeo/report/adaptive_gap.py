@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from refgeo.measures.table import Row, row
-from refgeo.report.compare import guarded, paired_rates
-from refgeo.statistics import paired_difference
+from refgeo.report.compare import paired_rates
+from refgeo.statistics import guarded, paired_difference
 
 
 def gap_rows(behavior: pd.DataFrame, stress: pd.DataFrame) -> list[Row]:

@@ -17,10 +17,11 @@ from refgeo.errors import ConfigError, nearest
 from refgeo.report.claim import Claim
 from refgeo.report.claims import CLAIMS
 from refgeo.report.claims_behavior import hardest
-from refgeo.report.compare import across_seeds, guarded
+from refgeo.report.compare import across_seeds
 from refgeo.report.evidence import Evidence, Place
 from refgeo.report.rules import Missing, Part, Relation, number
 from refgeo.report.tables import arm_name, range_of
+from refgeo.statistics import guarded
 
 Table = Literal["behavior", "geometry", "intervention", "stress"]
 Named = Literal["start", "first", "last"]

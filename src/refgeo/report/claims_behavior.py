@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from refgeo.report.claim import Claim
-from refgeo.report.compare import across_seeds, guarded, rate_among
+from refgeo.report.compare import across_seeds, rate_among
 from refgeo.report.evidence import Cell, Evidence, Place
 from refgeo.report.rules import Missing, Part, Verdict, told
 from refgeo.report.tables import range_of
+from refgeo.statistics import guarded
 
 CLOSED = 0.10
 """An attack success rate counts as closed when its whole interval is below this: 64 cases without success reach 0.06."""

@@ -8,13 +8,13 @@ from refgeo.measures.sequential import BEYOND
 from refgeo.report.claim import Claim
 from refgeo.report.claims_behavior import STEP, USEFUL
 from refgeo.report.claims_geometry import require
-from refgeo.report.compare import across_seeds, guarded, widened
+from refgeo.report.compare import across_seeds, widened
 from refgeo.report.evidence import Evidence, Place
 from refgeo.report.figures.doses import CURVES, TITLES
 from refgeo.report.figures.style import slug
 from refgeo.report.rules import Missing, Part, told
 from refgeo.report.tables import apart_range, estimates, range_of
-from refgeo.statistics import Interval, rate
+from refgeo.statistics import Interval, guarded, rate
 
 INADMISSIBLE = "no candidate is admissible, so what was removed is the direction of largest effect and no carrier,"
 NAMES = {metric: name for _, metric, name in CURVES}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from refgeo.statistics import CONFIDENCE, Interval, over_seeds, paired_difference, rate, wilson
+from refgeo.statistics import CONFIDENCE, Interval, guarded, over_seeds, paired_difference, rate, wilson
 
 ANY = (-math.inf, math.inf)
 """The range of a quantity that knows none."""
@@ -50,14 +50,6 @@ def paired_means(first: ArrayLike, second: ArrayLike, span: float) -> Interval:
     When all differences are equal the bootstrap cannot see sampling error; ``guarded`` puts it back.
     """
     return guarded(paired_difference(first, second), span)
-
-
-def guarded(interval: Interval, span: float) -> Interval:
-    """A bootstrap interval that is never of no width: where all ``n`` values agree, at most 3/n of them may be off by ``span``."""
-    if not has_interval(interval) or interval.high > interval.low or interval.n < 1:
-        return interval
-    half = span * min(1.0, 3.0 / interval.n)
-    return Interval(interval.value, interval.value - half, interval.value + half, interval.n)
 
 
 def unpaired(first: Interval, second: Interval) -> Interval:

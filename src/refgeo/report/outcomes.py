@@ -8,9 +8,7 @@ import pandas as pd
 
 from refgeo.report.adaptive_gap import success_by_id
 
-_REFUSED = frozenset(
-    "refusal any_refusal any_refusal_safe any_refusal_unsafe any_refusal_safe_attacked any_refusal_harmful_attacked".split()
-)
+_REFUSED = frozenset("any_refusal any_refusal_safe any_refusal_unsafe any_refusal_safe_attacked any_refusal_harmful_attacked".split())
 _CLASSES = frozenset({"full_compliance", "partial_refusal", "full_refusal"})
 _ATTACKS = frozenset("asr_direct asr_fixed asr_adaptive_gcg asr_adaptive_autodan asr_adaptive_aware".split())
 

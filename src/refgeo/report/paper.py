@@ -68,7 +68,7 @@ def _behavior(arm: str, index: int) -> list[Row]:
         return [*rows, row("audit", "utility_mean", exact(numbers["utility_mean"][index], n))]
     strict, lenient, refusal, empty = (round(part * n) for part in audit)
     rows.append(row("audit", "utility_mean", scores_mean([n - lenient, lenient - strict, strict])))
-    named = {"utility_strict": strict, "utility_lenient": lenient, "refusal": refusal, "degenerate": empty}
+    named = {"utility_strict": strict, "utility_lenient": lenient, "any_refusal": refusal, "degenerate": empty}
     return [*rows, *(row("audit", name, share(count / n, n)) for name, count in named.items())]
 
 

@@ -24,7 +24,7 @@ NAMES = ("behavior", "geometry", "intervention", "stress", "projection")
 _RATES = frozenset(
     "asr_direct asr_fixed asr_adaptive_gcg asr_adaptive_autodan asr_adaptive_aware asr_by_queries asr_by_flops asr_replay survival "
     "any_refusal any_refusal_safe any_refusal_unsafe any_refusal_safe_attacked "
-    "any_refusal_harmful_attacked affirmed degenerate unscored full_compliance partial_refusal full_refusal answered_right refusal "
+    "any_refusal_harmful_attacked affirmed degenerate unscored full_compliance partial_refusal full_refusal answered_right "
     "strongreject utility_strict utility_lenient carrier_depth harmless_side".split()
 )
 _DIFFERENCES = frozenset({"harm_recognition", "adaptive_gap", "asr_replay_minus_own"})

@@ -6,23 +6,23 @@ Every function is a stage of ``refgeo.study.protocol`` of the same name.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 from safetensors.torch import save_file
 
-from refgeo.attacks.cases import load_cases
-from refgeo.config.schema import Study
 from refgeo.data.load import load_probes
 from refgeo.lm.load import load
 from refgeo.lm.model import LanguageModel
-from refgeo.measures.projection import Attacked, Plane, measure_projection, plane
+from refgeo.measures.projection import AttackedPrompt, Plane, measure_projection, plane
+from refgeo.measures.string_transfer import final_strings
+from refgeo.measures.table import START
 from refgeo.measures.transfer import Source, measure_transfer
 from refgeo.study import layout, reading
 from refgeo.study.job import Job
 from refgeo.study.loading import read_carrier, read_tensors
-
-START = "start"
 
 
 def transfer(job: Job) -> None:
@@ -50,9 +50,8 @@ def projection(job: Job) -> None:
     if first:
         save_plane(job.out, own)
     fixed = own if first else load_plane(layout.start_folder(job.run) / "projection")
-    attacked = [*_fixed(job, folder), *_adaptive(study, folder)] if f"{_anchor(job)}/stress" in job.stage.inputs else _fixed(job, folder)
     probes = load_probes(study.data.probes)
-    found = measure_projection(_model(job), probes, attacked, own, fixed, study.geometry, study.seed, job.progress)
+    found = measure_projection(_model(job), probes, _attacked(job, folder), own, fixed, study.geometry, study.seed, job.progress)
     found.table.to_parquet(job.out / layout.TABLE, index=False)
     found.points.to_parquet(job.out / layout.POINTS, index=False)
 
@@ -77,32 +76,19 @@ def load_plane(folder: Path) -> Plane | str:
     return Plane(tensors["x"], tensors["y"], tensors["origin"], place["layer"], place["place"], place["position"], place["status"])
 
 
-def _fixed(job: Job, folder: Path) -> list[Attacked]:
-    """The fixed cases with what came of them at this anchor."""
-    judged = _outcomes(folder / "behavior")
-    cases = load_cases(layout.cases_folder(job.run) / layout.CASES)
-    return [Attacked("fixed", case, judged.get(("fixed", case.behavior, case.attack))) for case in cases]
+def _attacked(job: Job, folder: Path) -> list[AttackedPrompt]:
+    """The frozen attack, and what every attack on this very anchor ended with, as they were judged here."""
+    behavior = pd.DataFrame(reading.read_rows(folder / "behavior" / layout.TRANSCRIPTS, reading.TOLD))
+    shown = [behavior[behavior["set"] == "fixed"]]
+    if f"{_anchor(job)}/stress" in job.stage.inputs:
+        stress = pd.DataFrame(reading.read_rows(folder / "stress" / layout.TRANSCRIPTS, reading.TOLD))
+        shown += [final_strings(stress, attack) for attack in stress["set"].unique()]
+    rows = pd.concat(shown).to_dict("records")
+    return [AttackedPrompt(one["set"], one["id"], one["request"], one["attack"], one["placement"], _succeeded(one)) for one in rows]
 
 
-def _adaptive(study: Study, folder: Path) -> Iterator[Attacked]:
-    """The attacks on this very anchor: the methods one after the other, each with one case per behavior."""
-    judged = _outcomes(folder / "stress")
-    kinds = ("adaptive_gcg", *(("adaptive_autodan",) if study.stress.autodan is not None else ()))
-    seen: dict[str, int] = {}
-    for case in load_cases(folder / "stress" / layout.CASES):
-        kind = kinds[min(seen.get(case.behavior, 0), len(kinds) - 1)]
-        seen[case.behavior] = seen.get(case.behavior, 0) + 1
-        yield Attacked(kind, case, judged.get((kind, case.behavior, case.attack)))
-
-
-def _outcomes(folder: Path) -> dict[tuple[str, str, str], bool]:
-    """Success by set, behavior and attack string; a string that was not judged, or could not be, is not there."""
-    found: dict[tuple[str, str, str], bool] = {}
-    for told in reading.read_rows(folder / layout.TRANSCRIPTS, reading.TOLD):
-        if told["label"] != "unscored":
-            key = str(told["set"]), str(told["id"]), str(told["attack"])
-            found[key] = found.get(key, False) or bool(told["success"])
-    return found
+def _succeeded(told: Mapping[Hashable, Any]) -> bool | None:
+    return None if told["label"] == "unscored" else bool(told["success"])
 
 
 def _source(arm: str, seed: int | None, step: int, folder: Path) -> Source:

@@ -34,8 +34,8 @@ def judge_floor(job: Job) -> None:
     judge = make_judge(study.judge.model_copy(update={"max_unscored": 1.0}), job.run / layout.VERDICTS)
     sets = evaluation_sets(study.data)
     asked = {
-        "direct": [(behavior.prompt, behavior.reference) for behavior in sets.behaviors],
-        "strongreject": [(prompt.text, prompt.reference) for prompt in sets.strongreject],
+        "direct": [(behavior.request, behavior.reference) for behavior in sets.behaviors],
+        "strongreject": [(prompt.request, prompt.reference) for prompt in sets.strongreject],
     }
     refusal = canned_refusal(study.judge)
     parts = []
@@ -79,8 +79,8 @@ def judge_agreement(job: Job) -> None:
 def references(data: DataSettings) -> dict[str, Reference | None]:
     """The reference answer of each prompt of the evaluation sets, by its text: transcripts do not hold it."""
     sets = evaluation_sets(data)
-    known = {behavior.prompt: behavior.reference for behavior in sets.behaviors}
-    return known | {prompt.text: prompt.reference for rows in (sets.strongreject, sets.xstest, sets.audit) for prompt in rows}
+    known = {behavior.request: behavior.reference for behavior in sets.behaviors}
+    return known | {prompt.request: prompt.reference for rows in (sets.strongreject, sets.xstest, sets.audit) for prompt in rows}
 
 
 def _transcripts(run: Path, study: Study) -> pd.DataFrame:

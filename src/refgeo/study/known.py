@@ -235,7 +235,7 @@ def lengths(study: Study) -> tuple[Lengths, str]:
     chat, _ = load_renderer(study.model)
 
     def attacked(behaviors: Sequence[Behavior], mark: str) -> tuple[float, float, float]:
-        shown = [chat.prompt(row.prompt, mark, row.targets[0]) for row in behaviors[:: max(1, len(behaviors) // SAMPLE)]]
+        shown = [chat.prompt(row.request, mark, row.targets[0]) for row in behaviors[:: max(1, len(behaviors) // SAMPLE)]]
         return (
             _mean([row.attack[0] for row in shown]),
             _mean([row.target[0] - row.attack[1] for row in shown]),

@@ -181,7 +181,7 @@ def measures(
     if study.geometry.projection:
         settings = {"model": slices.model(), "geometry": slices.geometry()}
         settings |= {"probes": slices.source(study.data.probes), "seed": study.seed}
-        attacked = (CASES, f"{anchor}/behavior", *([f"{anchor}/stress"] if study.stress.enabled and step in chosen else []))
+        attacked = (f"{anchor}/behavior", *([f"{anchor}/stress"] if study.stress.enabled and step in chosen else []))
         axes = () if anchor == "start" else ("start/projection",)
         inputs = (*model, f"{anchor}/geometry", *axes, *attacked)
         name, work = f"{anchor}/projection", "one reading of each probe and attacked prompt"

@@ -11,6 +11,7 @@ from refgeo.data.load import load_behaviors
 from refgeo.judging import make_judge
 from refgeo.lm.load import load
 from refgeo.measures.string_transfer import Origin, Source, replay_strings
+from refgeo.measures.table import START
 from refgeo.study import layout
 from refgeo.study.job import Job
 from refgeo.study.loading import write_tables
@@ -22,11 +23,14 @@ def replay(job: Job) -> None:
     study, listed = job.study, job.stage.settings["sources"]
     assert isinstance(listed, list)
     sources = [
-        Source(Origin(one["arm"], one["seed"], one["step"]), pd.DataFrame(read_rows(job.run / one["folder"] / layout.TRANSCRIPTS, TOLD)))
+        Source(
+            Origin(one["arm"] or START, one["seed"], one["step"]),
+            pd.DataFrame(read_rows(job.run / one["folder"] / layout.TRANSCRIPTS, TOLD)),
+        )
         for one in listed
     ]
     assert job.stage.step is not None
-    home = Origin(job.stage.arm, job.stage.seed, job.stage.step)
+    home = Origin(job.stage.arm or START, job.stage.seed, job.stage.step)
     given = layout.given_model(study, job.stage.step)
     adapter = None if job.stage.step == 0 else job.run / job.stage.folder.parent / "adapter"
     found = replay_strings(

@@ -211,7 +211,7 @@ def report(job: Job) -> None:
 
 
 def _direct_refusal(lm: LanguageModel, behaviors: Sequence[Behavior], judge: Judge, max_new_tokens: int, batch: int) -> float:
-    items = [Item("direct", behavior.subset, behavior.id, behavior.prompt, behavior.reference) for behavior in behaviors]
+    items = [Item("direct", behavior.subset, behavior.id, behavior.request, behavior.reference) for behavior in behaviors]
     transcripts = evaluate(lm, items, judge, max_new_tokens, batch)
     return float((transcripts["refusal"] != "full_compliance").mean())
 

@@ -76,23 +76,23 @@ def _check_prompts(
     attacks = [study.source_attack, *([study.stress.attack] if study.stress.enabled else [])]
     suffix = _longest([text for attack in attacks for text in _starts(attack)])
     for behavior in test:
-        check_length(chat.prompt(behavior.prompt, suffix), context, new, behavior.id)
+        check_length(chat.prompt(behavior.request, suffix), context, new, behavior.id)
         _check_targets(chat, behavior, suffix, context)
     for behavior in val:
-        check_length(chat.prompt(behavior.prompt), context, new, behavior.id)
+        check_length(chat.prompt(behavior.request), context, new, behavior.id)
     if "r2d2" in study.train.arms:
         inner = study.train.r2d2
         suffix = _longest(_starts(inner.attack))
         for behavior in train:
             _check_targets(chat, behavior, suffix, context)
-            check_length(chat.prompt(behavior.prompt, suffix, inner.refusal), context, 0, behavior.id)
+            check_length(chat.prompt(behavior.request, suffix, inner.refusal), context, 0, behavior.id)
     most = max(*study.behavior.tail_tokens, study.source_attack.suffix_tokens[1])
     tail = _longest([_repeated(study.source_attack.initial, most), *study.source_attack.starts])
     for prompt in safe:
-        check_length(chat.prompt(prompt.text, tail), context, new, prompt.id)
+        check_length(chat.prompt(prompt.request, tail), context, new, prompt.id)
     for prompt in harmful:
-        check_length(chat.prompt(prompt.text), context, new, prompt.id)
-    shortest = min(_lengths(chat, context, new, ((probe.id, probe.text) for probe in probes)))
+        check_length(chat.prompt(prompt.request), context, new, prompt.id)
+    shortest = min(_lengths(chat, context, new, ((probe.id, probe.request) for probe in probes)))
     outside = [position for position in study.geometry.positions if position >= 0 or -position > shortest]
     if outside:
         raise ConfigError(
@@ -103,7 +103,7 @@ def _check_prompts(
 
 def _check_targets(chat: ChatRenderer, behavior: Behavior, suffix: str, context: int) -> None:
     for target in behavior.targets:
-        check_length(chat.prompt(behavior.prompt, suffix, target), context, 0, behavior.id)
+        check_length(chat.prompt(behavior.request, suffix, target), context, 0, behavior.id)
 
 
 def _lengths(chat: ChatRenderer, context: int, new: int, prompts: Iterable[tuple[str, str]]) -> Iterable[int]:

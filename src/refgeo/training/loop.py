@@ -168,9 +168,9 @@ def refresh(lm: LanguageModel, pool: Pool, drawn: Sequence[int], settings: Train
 def adversarial(lm: LanguageModel, cases: Sequence[Case], bare: Sequence[bool], settings: TrainSettings) -> dict[str, Tensor]:
     """Away from the affirmative target, toward the fixed refusal, on the same attacked prompts."""
     attacks = ["" if plain else case.attack for case, plain in zip(cases, bare, strict=True)]
-    targets = [lm.chat.prompt(case.prompt, attack, case.target, case.placement) for case, attack in zip(cases, attacks, strict=True)]
+    targets = [lm.chat.prompt(case.request, attack, case.target, case.placement) for case, attack in zip(cases, attacks, strict=True)]
     refusals = [
-        lm.chat.prompt(case.prompt, attack, settings.r2d2.refusal, case.placement) for case, attack in zip(cases, attacks, strict=True)
+        lm.chat.prompt(case.request, attack, settings.r2d2.refusal, case.placement) for case, attack in zip(cases, attacks, strict=True)
     ]
     losses = reply_losses(lm, targets, refusals, narrow=not settings.gradient_checkpointing)
     return {"loss_away": away_loss(losses.targets, settings.r2d2.away_cutoff), "loss_toward": toward_loss(losses.refusals)}

@@ -26,7 +26,7 @@ def check_judge(scene: Scene) -> Iterator[Finding]:
     behaviors = evenly(scene.sets.behaviors, REQUESTS)
     # A list of refusals of the study's own says what a refusal looks like in its world.
     refusal = None if settings.refusals is None else read_lines(settings.refusals, "refusal phrases")[0]
-    found = floor(scene.judge, [one.prompt for one in behaviors], [one.reference for one in behaviors], refusal)
+    found = floor(scene.judge, [one.request for one in behaviors], [one.reference for one in behaviors], refusal)
     for row in found.to_dict("records"):
         reply, total, unscored = str(row["reply"]), int(row["n"]), float(row["unscored"])
         scored = round(total * (1 - unscored))

@@ -125,7 +125,7 @@ def _transfer(scene: Scene, fields: Sequence[Candidates]) -> Finding:
     settings = scene.study.geometry
     groups = []
     for label in (True, False):
-        texts = [probe.text for probe in scene.probes if probe.split == "validate" and probe.harmful == label]
+        texts = [probe.request for probe in scene.probes if probe.split == "validate" and probe.harmful == label]
         groups.append(read(scene.lm, [scene.lm.chat.prompt(text).ids for text in texts], settings.positions, settings.site, settings.batch))
     null = Null(GROUP, "transfer to the real labels, AUC", "0.5", f"Student-t interval over the shuffles at {1 - LEVEL:g}")
     known = [field for field in fields if bool(field.usable.any())]

@@ -103,8 +103,8 @@ def fakes(lm: LanguageModel, seed: int) -> dict[str, Change]:
 def do_nothing(scene: Scene, changes: Mapping[str, Change]) -> Iterator[Finding]:
     """That no logit and no completion of a few prompts changes under any of ``changes``."""
     lm, site = scene.lm, scene.study.geometry.site
-    rows = [lm.chat.prompt(behavior.prompt).ids for behavior in scene.sets.behaviors[:ANSWERED]]
-    rows += [lm.chat.prompt(probe.text).ids for probe in scene.probes[:ANSWERED]]
+    rows = [lm.chat.prompt(behavior.request).ids for behavior in scene.sets.behaviors[:ANSWERED]]
+    rows += [lm.chat.prompt(probe.request).ids for probe in scene.probes[:ANSWERED]]
     budgets = [scene.study.behavior.max_new_tokens] * len(rows)
     plain, logits = greedy(lm, rows, budgets), [_logits(lm, row) for row in rows]
     changed_logits, changed_text = [], []

@@ -66,7 +66,7 @@ def planes(tables: Tables) -> list[Panel]:
     points = tables.points
     if points.empty or "x" not in points:
         return [Panel("The plane of the start", missing=reason("points.csv"), wide=True)]
-    shown = points[points["class"].isin(list(KINDS))]
+    shown = points[points["set"].isin(list(KINDS))]
     ranges = [_range(pd.to_numeric(shown[name]).to_numpy(dtype=np.float64)) for name in ("x", "y")]
     panels: list[Panel] = []
     for seed, of_seed in shown.groupby("seed"):
@@ -88,7 +88,7 @@ def _plane(title: str, points: pd.DataFrame, table: pd.DataFrame, ranges: Sequen
     figure = blank(height=270, left=46, right=10, top=8, bottom=46)
     means: dict[str, float] = {}
     for name, (words, ink, symbol, _) in KINDS.items():
-        part = points[points["class"] == name]
+        part = points[points["set"] == name]
         if part.empty:
             continue
         means[name] = float(part["x"].mean())

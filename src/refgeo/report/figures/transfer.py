@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from refgeo.measures.table import START
 from refgeo.report.figures.curves import match
 from refgeo.report.figures.geometry import SCALE
 from refgeo.report.figures.style import Panel, blank, color, reason
@@ -17,10 +18,9 @@ from refgeo.report.tables import Tables, arm_name, arm_order
 from refgeo.statistics import Interval
 
 Place = tuple[str, int]
-"""An arm and a step."""
+"""An arm and a step; the common start is the arm ``START`` at step 0."""
 Records = list[dict[Hashable, Any]]
 DASH = "\u2013"
-START = "start"
 EFFECTS = (
     (
         "odds_comply",
@@ -65,7 +65,7 @@ def _matrix(table: pd.DataFrame, rows_of: dict[tuple[Place, Place], Records], se
     effect = _effect(table, metric)
     values = pd.to_numeric(effect[effect["direction"] == "carrier"]["value"]).to_numpy(dtype=np.float64)
     values = values[np.isfinite(values)]
-    sources, targets = (_order([pair[side] for pair in rows_of]) for side in (0, 1))
+    sources, targets = (ordered([pair[side] for pair in rows_of]) for side in (0, 1))
     cells = {(source, target): _cell(rows_of.get((source, target), []), metric, source, target) for source in sources for target in targets}
     figure = blank(height=92 + 30 * len(sources), left=76, right=8, top=6, bottom=74)
     high = max(float(values.max()), 1e-6) if values.size else 1.0
@@ -103,13 +103,13 @@ def _matrix(table: pd.DataFrame, rows_of: dict[tuple[Place, Place], Records], se
             corners = {"x0": x - 0.5, "x1": x + 0.5, "y0": y - 0.5, "y1": y + 0.5}
             figure.add_shape(type="rect", line={"color": color("mark"), "width": 1.6}, **corners)
     figure.update_xaxes(
-        tickvals=list(range(len(targets))), ticktext=[_name(target) for target in targets], tickangle=-50, ticks="", title_text="applied to"
+        tickvals=list(range(len(targets))), ticktext=[named(target) for target in targets], tickangle=-50, ticks="", title_text="applied to"
     )
     figure.update_yaxes(
-        tickvals=list(range(len(sources))), ticktext=[_name(source) for source in sources], showgrid=False, autorange="reversed"
+        tickvals=list(range(len(sources))), ticktext=[named(source) for source in sources], showgrid=False, autorange="reversed"
     )
     rows = [["direction of", "applied to", "effect", "random directions"]]
-    rows += [[_name(source), _name(target), *cell.told] for (source, target), cell in cells.items()]
+    rows += [[named(source), named(target), *cell.told] for (source, target), cell in cells.items()]
     return Panel(title, caption, figure, rows=rows, group=f"seed {seed}", wide=len(targets) >= MANY)
 
 
@@ -119,13 +119,15 @@ def _effect(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     return found[found["addition_norm"].isna() | (found["addition_norm"] == "target")] if "addition_norm" in found else found
 
 
-def _order(places: list[Place]) -> list[Place]:
-    """The start, then the anchors of each arm in order."""
-    arms = [START, *arm_order(arm for arm, _ in places if arm != START)]
-    return sorted(set(places), key=lambda place: (arms.index(place[0]), place[1]))
+def ordered(places: Iterable[Place]) -> list[Place]:
+    """Each place once: the start, then the anchors of each arm in order."""
+    once = set(places)
+    arms = [START, *arm_order(arm for arm, _ in once if arm != START)]
+    return sorted(once, key=lambda place: (arms.index(place[0]), place[1]))
 
 
-def _name(place: Place) -> str:
+def named(place: Place) -> str:
+    """How a place is written for readers."""
     return START if place[0] == START else f"{arm_name(place[0])} {place[1]}"
 
 
@@ -142,7 +144,7 @@ def _by_pair(table: pd.DataFrame) -> dict[tuple[Place, Place], Records]:
 
 
 def _cell(records: Records, metric: str, source: Place, target: Place) -> _Cell:
-    words = [f"direction of {_name(source)}, applied to {_name(target)}"]
+    words = [f"direction of {named(source)}, applied to {named(target)}"]
     effect = [one for one in records if one["metric"] == metric and one.get("addition_norm") != "source"]
     own, null = (next((one for one in effect if one["direction"] == direction), None) for direction in ("carrier", "random"))
     if own is None or not math.isfinite(float(own["value"])):
