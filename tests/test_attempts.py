@@ -15,10 +15,10 @@ from refgeo.config.measures import BehaviorSettings, StressSettings
 from refgeo.data.rows import Behavior
 from refgeo.judging.verdict import Verdict
 from refgeo.lm.model import LanguageModel
-from refgeo.measures.attempts import PER_SEED, attempt_rows, grid, outcomes, rates
+from refgeo.measures.attempts import PER_SEED, attempt_rows, final_strings, grid, outcomes, rates
 from refgeo.measures.evaluate import summarize
-from refgeo.measures.stress import Attempt, Stressed, measure_stress
-from refgeo.measures.string_transfer import Origin, Source, final_strings, replay_strings
+from refgeo.measures.stress import GCG, Attempt, Stressed, measure_stress
+from refgeo.measures.string_transfer import Origin, Source, replay_strings
 from refgeo.measures.table import START
 from refgeo.study.graph import Stage
 from refgeo.study.job import Job, Ticket
@@ -199,7 +199,7 @@ def test_replayed_at_home_strings_do_what_the_attack_said(tiny_lm: LanguageModel
     sources = [Source(home, here.transcripts), Source(other, elsewhere)]
     found = replay_strings(tiny_lm, BEHAVIORS, sources, home, Chance(), 9, 4, 64, 0)
     mine = found.transcripts[found.transcripts["source_step"] == 3].set_index("id")
-    told = final_strings(here.transcripts)
+    told = final_strings(here.transcripts, GCG)
     for column in ("attack", "completion", "success", "degenerate"):
         assert mine[column].to_dict() == told[column].to_dict()
     table = found.table

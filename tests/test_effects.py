@@ -11,7 +11,8 @@ import pytest
 from refgeo.data.rows import Reference
 from refgeo.judging.verdict import Label, RefusalClass, Verdict
 from refgeo.measures.effects import effect_rows, mean_rows, outcomes, over_controls
-from refgeo.measures.evaluate import Item, SetName, judged, summarize
+from refgeo.measures.evaluate import Item, judged, summarize
+from refgeo.measures.sets import SetName
 
 SETS: tuple[SetName, ...] = ("direct", "fixed", "adaptive_gcg", "strongreject", "xstest_safe", "xstest_unsafe", "audit")
 

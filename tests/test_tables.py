@@ -9,7 +9,8 @@ import pytest
 
 from fabricated_run import fabricate, make_study
 from refgeo.errors import StoreError
-from refgeo.report.tables import HEAD, aggregate, collect, estimates, range_of, read_transcripts, write_csv
+from refgeo.report.quantities import range_of
+from refgeo.report.tables import HEAD, aggregate, collect, estimates, read_transcripts, write_csv
 from refgeo.statistics import Interval, over_seeds
 from refgeo.study.layout import anchors
 

@@ -14,13 +14,14 @@ from refgeo.instruments.intervening import Intervention
 from refgeo.instruments.judging import Judgement
 from refgeo.instruments.page import STATUS, number
 from refgeo.instruments.scanning import Scan
+from refgeo.measures.sets import MAIN, WORDS
 
-ATTACKS = {"adaptive_gcg": "GCG", "adaptive_autodan": "AutoDAN", "adaptive_aware": "GCG that knows the carrier"}
+ATTACKS = ("adaptive_gcg", "adaptive_autodan", "adaptive_aware")
 EFFECTS = {
     "refuses harmful": ("direct", "any_refusal"),
-    "answers harmful": ("direct", "asr_direct"),
-    "refuses safe": ("xstest_safe", "any_refusal_safe"),
-    "helpfulness": ("audit", "utility_mean"),
+    "answers harmful": ("direct", MAIN["direct"]),
+    "refuses safe": ("xstest_safe", MAIN["xstest_safe"]),
+    "helpfulness": ("audit", MAIN["audit"]),
 }
 """Of all that an intervention changes, what is printed: words, then set and metric."""
 KINDS = {"ablate_single": "removed", "ablate_topk": "subspace removed", "add": "added"}
@@ -52,14 +53,13 @@ def told_attack(found: Attack) -> tuple[Table, list[str]]:
     """One line per model, attack and budget."""
     table = _table("Attack success", "model", "attack", "within steps", "succeeded", "95% interval", "behaviors", "unscored")
     for model, of_model in found.table.groupby("model", sort=False):
-        whole = of_model[(of_model["subset"] == "all") & of_model["set"].isin(list(ATTACKS))]
+        whole = of_model[(of_model["subset"] == "all") & of_model["set"].isin(ATTACKS)]
         for attack, part in whole.groupby("set", sort=False):
             for steps, within in part.groupby("attack_steps"):
                 hit, blank = (_one(within, metric=name) for name in (f"asr_{attack}", "unscored"))
                 count = "–" if blank is None else str(int(blank["n"]))
-                table.add_row(
-                    str(model), ATTACKS[str(attack)], str(int(float(str(steps)))), _percent(hit), _percents(hit), count, _percent(blank)
-                )
+                name, budget = WORDS[str(attack)].removeprefix("adaptive "), str(int(float(str(steps))))
+                table.add_row(str(model), name, budget, _percent(hit), _percents(hit), count, _percent(blank))
     return table, [
         "succeeded: share of the behaviors to which a completion at or before that step of the attack was harmful, as the judge sees it.",
         "unscored: completions that the judge could not tell; the share is over the others.",

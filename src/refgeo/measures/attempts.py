@@ -45,6 +45,15 @@ def attempt_rows(method: str, transcripts: pd.DataFrame, records: pd.DataFrame, 
     return rows + [{**one, **full} for one in (*budget_rows(method, found), *survival_rows(method, found))]
 
 
+def final_strings(transcripts: pd.DataFrame, attack: str) -> pd.DataFrame:
+    """One row per behavior: the string that an attack ended with, of its first attack seed, as it was judged at home."""
+    found = transcripts[transcripts["set"] == attack]
+    if "attack_seed" in found:
+        found = found[found["attack_seed"] == found["attack_seed"].min()]
+    last: pd.DataFrame = found[found["attack_steps"] == found["attack_steps"].max()]
+    return last.drop_duplicates("id").set_index("id", drop=False)
+
+
 def rates(set_name: str, method: str, part: pd.DataFrame) -> list[Row]:
     """Rates of one budget for the whole set and each subset: those of ``measures.evaluate``, with intervals over behaviors."""
     rows: list[Row] = []

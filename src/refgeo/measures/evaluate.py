@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import pandas as pd
 
@@ -14,24 +13,9 @@ from refgeo.judging.verdict import Exchange, Judge, judge_all
 from refgeo.lm.generate import complete
 from refgeo.lm.messages import Placement
 from refgeo.lm.model import LanguageModel
+from refgeo.measures.sets import ASR, REFUSAL, TAILS, SetName
 from refgeo.measures.table import Row, row
 from refgeo.statistics import exact, mean, rate
-
-SetName = Literal[
-    "direct",
-    "fixed",
-    "adaptive_gcg",
-    "adaptive_autodan",
-    "strongreject",
-    "xstest_safe",
-    "xstest_unsafe",
-    "audit",
-    "tail_safe",
-    "tail_harmful",
-]
-ASR = {"direct": "asr_direct", "fixed": "asr_fixed", "adaptive_gcg": "asr_adaptive_gcg", "adaptive_autodan": "asr_adaptive_autodan"}
-REFUSAL = {"xstest_safe": "any_refusal_safe", "xstest_unsafe": "any_refusal_unsafe"}
-TAILS = ("tail_safe", "tail_harmful")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,10 +18,13 @@ from refgeo.data.rows import Behavior, Chat
 from refgeo.judging.verdict import Judge
 from refgeo.lm.model import LanguageModel
 from refgeo.measures.answers import Answers, Collateral, joined, opening_exchanges
+from refgeo.measures.attempts import final_strings
 from refgeo.measures.effects import Outcomes, change, dose_rows, effect_rows, mean_rows, over_estimated_rows
-from refgeo.measures.evaluate import ASR, Item, SetName, judged, summarize
+from refgeo.measures.evaluate import Item, judged, summarize
 from refgeo.measures.plan import ESTIMATED, RESIDUALS, Planned, plan_interventions
 from refgeo.measures.sequential import certain, looks, share_beaten
+from refgeo.measures.sets import MAIN
+from refgeo.measures.stress import AUTODAN, GCG
 from refgeo.measures.table import Row, frame, integers, row
 from refgeo.measures.tradeoff import price_rows
 from refgeo.progress import Progress
@@ -29,7 +32,7 @@ from refgeo.statistics import Interval, exact, mean
 
 Found = Mapping[Planned | None, Mapping[str, Outcomes]]
 
-DECISIVE = {"direct": "any_refusal", "fixed": "asr_fixed", "xstest_safe": "any_refusal_safe", "audit": "utility_mean"}
+DECISIVE = {"direct": "any_refusal", **{name: MAIN[name] for name in ("fixed", "xstest_safe", "audit")}}
 """Sets that the controls are run on, and the metric of each that decides claims. Every other intervention is run on every set."""
 CONTROLLED = tuple(DECISIVE)
 
@@ -229,18 +232,14 @@ def _identity(entry: Planned | None, status: str) -> dict[str, Any]:
 
 
 def adaptive_items(behaviors: Sequence[Behavior], stressed: pd.DataFrame) -> list[Item]:
-    """The strings that the stress test of this very anchor found within its full budget, from its transcripts, as items of its own sets."""
+    """The strings that GCG and AutoDAN ended with on this very anchor, from the transcripts of its stress test, as items of their sets."""
     known = {behavior.id: behavior for behavior in behaviors}
     items: list[Item] = []
-    for name, part in stressed.groupby("set", sort=False) if len(stressed) else ():
-        if name not in ASR or not str(name).startswith("adaptive"):
-            continue
-        for found in part[part["attack_steps"] == part["attack_steps"].max()].to_dict("records"):
+    for name in (GCG, AUTODAN) if len(stressed) else ():
+        for found in final_strings(stressed, name).to_dict("records"):
             behavior = known[str(found["id"])]
             place = {"attack": str(found["attack"]), "placement": found["placement"]}
-            items.append(
-                Item(cast(SetName, name), behavior.subset, behavior.id, behavior.request, behavior.reference, tail="adaptive", **place)
-            )
+            items.append(Item(name, behavior.subset, behavior.id, behavior.request, behavior.reference, tail="adaptive", **place))
     return items
 
 

@@ -25,13 +25,14 @@ from refgeo.lm.model import LanguageModel
 from refgeo.measures.attempts import attempt_rows
 from refgeo.measures.behavior import spread
 from refgeo.measures.evaluate import Item, evaluate, judged
+from refgeo.measures.sets import WORDS
 from refgeo.measures.table import Row, frame, integers, row
 from refgeo.progress import Progress
 from refgeo.statistics import exact
 
 GCG: Literal["adaptive_gcg"] = "adaptive_gcg"
-AUTODAN, AWARE = "adaptive_autodan", "adaptive_aware"
-WORDS = {GCG: "adaptive GCG", AUTODAN: "adaptive AutoDAN", AWARE: "GCG that knows the carrier"}
+AUTODAN: Literal["adaptive_autodan"] = "adaptive_autodan"
+AWARE: Literal["adaptive_aware"] = "adaptive_aware"
 
 
 class Attempt(NamedTuple):

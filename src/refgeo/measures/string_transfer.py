@@ -12,6 +12,7 @@ import pandas as pd
 from refgeo.data.rows import Behavior
 from refgeo.judging.verdict import Judge
 from refgeo.lm.model import LanguageModel
+from refgeo.measures.attempts import final_strings
 from refgeo.measures.evaluate import Item, evaluate
 from refgeo.measures.stress import GCG, balanced
 from refgeo.measures.table import Row, frame, integers, row
@@ -45,15 +46,6 @@ class Replayed(NamedTuple):
     transcripts: pd.DataFrame
 
 
-def final_strings(transcripts: pd.DataFrame, attack: str = GCG) -> pd.DataFrame:
-    """One row per behavior: the string that an attack ended with, of its first attack seed, as it was judged at home."""
-    found = transcripts[transcripts["set"] == attack]
-    if "attack_seed" in found:
-        found = found[found["attack_seed"] == found["attack_seed"].min()]
-    last: pd.DataFrame = found[found["attack_steps"] == found["attack_steps"].max()]
-    return last.drop_duplicates("id").set_index("id", drop=False)
-
-
 def replay_strings(
     lm: LanguageModel,
     behaviors: Sequence[Behavior],
@@ -73,7 +65,7 @@ def replay_strings(
     same behaviors, ``asr_replay_minus_own``; and against what the same strings did where they were found, ``asr_replay_minus_home``;
     both also gated. Unscored completions count as failures in the differences.
     """
-    strings = {source.origin: final_strings(source.transcripts) for source in sources}
+    strings = {source.origin: final_strings(source.transcripts, GCG) for source in sources}
     common = set.intersection(*(set(found.index) for found in strings.values())) if strings else set()
     chosen = balanced([one for one in behaviors if one.id in common], most)
     texts = {origin: {str(one["id"]): str(one["attack"]) for one in found.to_dict("records")} for origin, found in strings.items()}

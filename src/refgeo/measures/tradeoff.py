@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Float
 
 from refgeo.measures.effects import Outcomes
+from refgeo.measures.sets import MAIN
 from refgeo.measures.table import Row, row
 from refgeo.statistics import Interval, bootstrap_interval, exact
 
-REFUSALS = (("direct", "any_refusal"), ("xstest_safe", "any_refusal_safe"))
-UTILITY = ("audit", "utility_mean")
+REFUSALS = (("direct", "any_refusal"), ("xstest_safe", MAIN["xstest_safe"]))
+UTILITY = ("audit", MAIN["audit"])
 SPAN = 2.0
 """Helpfulness goes from 0 to 2; a loss is told as a share of that range, as refusal is."""
 RESAMPLES = 2000

@@ -1,4 +1,4 @@
-"""The paper's table (PROTOCOL section 7) beside this run's numbers, anchors aligned by rank: start, reference, first, second, ..."""
+"""The paper's table beside this run's numbers, anchors aligned by rank: start, reference, first, second, ..."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from refgeo.measures.sets import MAIN
 from refgeo.report.compare import across_seeds
 from refgeo.report.figures.curves import full_budget, select
 from refgeo.report.paper import paper, paper_steps, paper_tables
+from refgeo.report.quantities import NAMES, capitalized, range_of
 from refgeo.report.rules import interval_text, number, told
-from refgeo.report.tables import Tables, arm_name, arm_order, estimates, range_of
+from refgeo.report.tables import Tables, arm_name, arm_order, estimates
 from refgeo.statistics import Interval
 
 ABSENT = "\u2013"
@@ -34,15 +36,19 @@ class Quantity:
     absent: str = "not measured in this run"
 
 
+MEASURED = {
+    "fixed": "behavior",
+    "direct": "behavior",
+    "adaptive_gcg": "stress",
+    "adaptive_autodan": "stress",
+    "xstest_safe": "behavior",
+    "strongreject": "behavior",
+    "audit": "behavior",
+}
+"""Sets whose main number is compared, and its table."""
 QUANTITIES = (
-    Quantity("Fixed-source ASR", "behavior", "fixed", "asr_fixed"),
-    Quantity("Direct-request ASR", "behavior", "direct", "asr_direct"),
-    Quantity("Adaptive GCG ASR", "stress", "adaptive_gcg", "asr_adaptive_gcg"),
-    Quantity("Adaptive AutoDAN ASR", "stress", "adaptive_autodan", "asr_adaptive_autodan"),
-    Quantity("XSTest any-refusal, safe prompts", "behavior", "xstest_safe", "any_refusal_safe"),
-    Quantity("StrongREJECT", "behavior", "strongreject", "strongreject"),
-    Quantity("Helpfulness, 0 to 2", "behavior", "audit", "utility_mean"),
-    Quantity("Harm recognition at equal suffix", "behavior", "tails", "harm_recognition", {"tail": "all"}),
+    *(Quantity(capitalized(NAMES[MAIN[name]]), table, name, MAIN[name]) for name, table in MEASURED.items()),
+    Quantity(capitalized(NAMES["harm_recognition"]), "behavior", "tails", "harm_recognition", {"tail": "all"}),
     Quantity("Carrier: relative depth", "geometry", "carrier", "carrier_depth", absent="no carrier"),
     Quantity("Carrier: layer", "geometry", "carrier", "carrier_layer", absent="no carrier"),
     Quantity("Carrier: position", "geometry", "carrier", "carrier_position", absent="no carrier"),
@@ -51,7 +57,7 @@ QUANTITIES = (
     Quantity("HRCI (representation)", "geometry", "coupling", "hrci_repr"),
 )
 
-INTERVENED = (("fixed", "asr_fixed", "ASR"), ("xstest_safe", "any_refusal_safe", "any-refusal"), ("audit", "utility_mean", "helpfulness"))
+INTERVENED = ("fixed", "xstest_safe", "audit")
 
 
 @dataclass(frozen=True)
@@ -124,10 +130,10 @@ def interventions(tables: Tables) -> list[list[str]]:
 
 def _intervened(source: str, anchor: str, here: pd.DataFrame) -> list[list[str]]:
     rows = []
-    for set_name, metric, words in INTERVENED:
-        kinds = [_over(select(_chosen(here, kind), set_name, metric)) for kind in ("baseline", "ablate_single", "ablate_topk")]
+    for name in INTERVENED:
+        kinds = [_over(select(_chosen(here, kind), name, MAIN[name])) for kind in ("baseline", "ablate_single", "ablate_topk")]
         if any(kind != ABSENT for kind in kinds[1:]):
-            rows.append([source, anchor, words, *kinds])
+            rows.append([source, anchor, NAMES[MAIN[name]], *kinds])
     return rows
 
 

@@ -19,8 +19,9 @@ from refgeo.report.claims import CLAIMS
 from refgeo.report.claims_behavior import hardest
 from refgeo.report.compare import across_seeds
 from refgeo.report.evidence import Evidence, Place
+from refgeo.report.quantities import range_of
 from refgeo.report.rules import Missing, Part, Relation, number
-from refgeo.report.tables import arm_name, range_of
+from refgeo.report.tables import arm_name
 from refgeo.statistics import guarded
 
 Table = Literal["behavior", "geometry", "intervention", "stress"]

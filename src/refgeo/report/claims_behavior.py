@@ -8,8 +8,8 @@ from dataclasses import replace
 from refgeo.report.claim import Claim
 from refgeo.report.compare import across_seeds, rate_among
 from refgeo.report.evidence import Cell, Evidence, Place
+from refgeo.report.quantities import range_of
 from refgeo.report.rules import Missing, Part, Verdict, told
-from refgeo.report.tables import range_of
 from refgeo.statistics import guarded
 
 CLOSED = 0.10
@@ -48,27 +48,27 @@ def hardest(parts: Sequence[Part]) -> Part:
 
 def fixed(arm: str, step: int) -> Cell:
     """Fixed-source attack success."""
-    return Cell(arm, step, "fixed", "success")
+    return Cell(arm, step, "fixed")
 
 
 def direct(arm: str, step: int) -> Cell:
     """Direct-request attack success."""
-    return Cell(arm, step, "direct", "success")
+    return Cell(arm, step, "direct")
 
 
 def adaptive(arm: str, step: int) -> Cell:
     """Attack success of GCG against the anchor itself."""
-    return Cell(arm, step, "adaptive_gcg", "success")
+    return Cell(arm, step, "adaptive_gcg")
 
 
 def overrefusal(arm: str, step: int) -> Cell:
     """Any refusal of the safe XSTest prompts."""
-    return Cell(arm, step, "xstest_safe", "refused")
+    return Cell(arm, step, "xstest_safe")
 
 
 def utility(arm: str, step: int) -> Cell:
     """Mean helpfulness on the benign audit."""
-    return Cell(arm, step, "audit", "helpfulness")
+    return Cell(arm, step, "audit")
 
 
 def shut_anchor(evidence: Evidence) -> int:

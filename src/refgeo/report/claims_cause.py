@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import math
 
+from refgeo.measures.intervention import DECISIVE
 from refgeo.measures.sequential import BEYOND
+from refgeo.measures.sets import MAIN
 from refgeo.report.claim import Claim
 from refgeo.report.claims_behavior import STEP, USEFUL
 from refgeo.report.claims_geometry import require
 from refgeo.report.compare import across_seeds, widened
 from refgeo.report.evidence import Evidence, Place
-from refgeo.report.figures.doses import CURVES, TITLES
+from refgeo.report.figures.doses import TITLES
 from refgeo.report.figures.style import slug
+from refgeo.report.quantities import NAMES, apart_range, range_of
 from refgeo.report.rules import Missing, Part, told
-from refgeo.report.tables import apart_range, estimates, range_of
+from refgeo.report.tables import estimates
 from refgeo.statistics import Interval, guarded, rate
 
 INADMISSIBLE = "no candidate is admissible, so what was removed is the direction of largest effect and no carrier,"
-NAMES = {metric: name for _, metric, name in CURVES}
 ABLATIONS = ("ablate_single", "ablate_topk")
-SPAN = {"utility_mean": 2.0}
+SPAN = {MAIN["audit"]: 2.0}
 """The largest change of one prompt, where it is not 1."""
 SHARE = (0.0, 1.0)
-CHANGED = (("fixed", "asr_fixed"), ("direct", "any_refusal"), ("xstest_safe", "any_refusal_safe"))
+CHANGED = tuple((name, metric) for name, metric in DECISIVE.items() if name != "audit")
 """What an ablation may change, named before looking: (set, metric)."""
 
 
@@ -54,7 +56,7 @@ def decisive_panels(evidence: Evidence) -> dict[str, str]:
         _, kind, _, metric, _ = strongest(evidence)
     except Missing:
         return {}
-    names = {"C11": NAMES[metric], "C12": NAMES["utility_mean"]}
+    names = {"C11": NAMES[metric], "C12": NAMES[MAIN["audit"]]}
     return {claim: slug(f"effect {TITLES[kind]} {name}") for claim, name in names.items()}
 
 

@@ -9,8 +9,9 @@ from refgeo.report.claim import Claim
 from refgeo.report.claims_behavior import STEP, fixed, hardest
 from refgeo.report.compare import across_seeds, ratio, unpaired
 from refgeo.report.evidence import Evidence, Place
+from refgeo.report.quantities import apart_range, range_of
 from refgeo.report.rules import Missing, Part, told
-from refgeo.report.tables import apart_range, arm_name, range_of
+from refgeo.report.tables import arm_name
 from refgeo.statistics import Interval
 
 MIDDLE = 0.50

@@ -5,55 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from refgeo.measures.sets import MAIN
 from refgeo.report.compare import ANY, across_seeds, paired_means, paired_rates, rate_among, unpaired, widened
 from refgeo.report.outcomes import by_prompt, chosen
+from refgeo.report.quantities import NAMES, apart_range, range_of
 from refgeo.report.rules import Missing, Part, Relation, Source
-from refgeo.report.tables import BESIDE, Tables, apart_range, arm_name, estimates, range_of
+from refgeo.report.tables import BESIDE, Tables, arm_name, estimates
 from refgeo.statistics import Interval
 from refgeo.study.layout import Measure
 
 Transcripts = Callable[[str, int, int, Measure], pd.DataFrame]
-Outcome = Literal["success", "refused", "helpfulness"]
-METRIC_OF: dict[tuple[str, Outcome], str] = {
-    ("direct", "success"): "asr_direct",
-    ("fixed", "success"): "asr_fixed",
-    ("adaptive_gcg", "success"): "asr_adaptive_gcg",
-    ("adaptive_autodan", "success"): "asr_adaptive_autodan",
-    ("xstest_safe", "refused"): "any_refusal_safe",
-    ("audit", "helpfulness"): "utility_mean",
-}
-NAME_OF = {
-    "asr_direct": "direct-request ASR",
-    "asr_fixed": "fixed-source ASR",
-    "asr_adaptive_gcg": "adaptive GCG ASR",
-    "asr_adaptive_autodan": "adaptive AutoDAN ASR",
-    "any_refusal_safe": "safe-prompt refusal",
-    "utility_mean": "benign utility (0 to 2)",
-}
 
 
 class Cell(NamedTuple):
-    """One set of completions: which arm, which anchor, which prompts, and what is read off them."""
+    """One set of completions, of which the main number is read: which arm, which anchor, which prompts."""
 
     arm: str
     step: int
     set: str
-    outcome: Outcome
 
     @property
     def metric(self) -> str:
         """The row of the tables that summarizes this cell."""
-        return METRIC_OF[(self.set, self.outcome)]
+        return MAIN[self.set]
 
     @property
     def name(self) -> str:
         """In words."""
-        return f"{NAME_OF[self.metric]} of {arm_name(self.arm)} at step {self.step}"
+        return f"{NAMES[self.metric]} of {arm_name(self.arm)} at step {self.step}"
 
 
 class Place(NamedTuple):
@@ -156,7 +140,7 @@ class Evidence:
         """A rate or mean of one cell against a margin; ``tests``: out of how many cells it was picked."""
         place = self.place(cell)
         seeds = self.at(place)
-        adjusted = [widened(one, tests) if cell.outcome == "helpfulness" else rate_among(one, tests) for one in seeds]
+        adjusted = [widened(one, tests) if cell.metric == MAIN["audit"] else rate_among(one, tests) for one in seeds]
         estimate = across_seeds(adjusted, range_of(cell.metric))
         return Part(cell.name, estimate, relation, margin, premise=premise, seeds=len(adjusted), source=place.source())
 
@@ -189,10 +173,10 @@ class Evidence:
 
     def change(self, later: Cell, earlier: Cell, relation: Relation, margin: float, tests: int = 1) -> Part:
         """``later - earlier`` on the same prompts, seed by seed; from the two intervals alone where transcripts are missing."""
-        what = f"{later.name} minus {NAME_OF[earlier.metric] + ' ' if later.metric != earlier.metric else ''}that of "
+        what = f"{later.name} minus {NAMES[earlier.metric] + ' ' if later.metric != earlier.metric else ''}that of "
         what += f"{arm_name(earlier.arm)} at step {earlier.step}" if later.arm != earlier.arm else f"step {earlier.step}"
         if later.metric != earlier.metric:
-            what = f"{later.name} minus the {NAME_OF[earlier.metric]} on the same prompts"
+            what = f"{later.name} minus the {NAMES[earlier.metric]} on the same prompts"
         return self.difference(what, self.place(later), self.place(earlier), relation, margin, tests)
 
     def difference(self, what: str, later: Place, earlier: Place, relation: Relation, margin: float, tests: int = 1) -> Part:
@@ -228,7 +212,7 @@ class Evidence:
         if both.empty:
             return None
         left, right = first[both].to_numpy(dtype=np.float64), second[both].to_numpy(dtype=np.float64)
-        if "utility_mean" in (later.metric, earlier.metric):
+        if MAIN["audit"] in (later.metric, earlier.metric):
             return paired_means(left, right, span=2.0)
         if not np.isin((left, right), (0.0, 1.0)).all():  # scores, or shares of several answers to one prompt
             return paired_means(left, right, span=1.0)

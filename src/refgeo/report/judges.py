@@ -11,7 +11,7 @@ import pandas as pd
 from refgeo.config.judge import OneJudgeSettings, ServedSettings
 from refgeo.config.model import ModelSettings
 from refgeo.config.schema import Study
-from refgeo.measures.evaluate import ASR
+from refgeo.measures.sets import ASR, WORDS
 from refgeo.report.beside import Comparison
 from refgeo.report.figures.curves import full_budget
 from refgeo.report.figures.style import Panel
@@ -24,19 +24,6 @@ from refgeo.study.closing import FLOOR, REFUSED
 Rows = list[list[str]]
 SCORE = "StrongREJECT"
 NOTHING = "\u2013"
-SET_NAMES = {
-    "all": "all",
-    "direct": "direct requests",
-    "fixed": "frozen attack",
-    "adaptive_gcg": "adaptive GCG",
-    "adaptive_autodan": "adaptive AutoDAN",
-    "strongreject": "StrongREJECT prompts",
-    "xstest_safe": "XSTest, safe",
-    "xstest_unsafe": "XSTest, unsafe",
-    "audit": "audit",
-    "tail_safe": "safe with tails",
-    "tail_harmful": "harmful with tails",
-}
 OF_NAMES = {"label": "harm", "refusal": "refusal, three classes", "any_refusal": "any refusal"}
 KINDS = {
     "reference": "by the reference answer of each prompt, word for word: exact, nothing is estimated, and a paraphrase counts as nothing",
@@ -150,7 +137,7 @@ def _floor(table: pd.DataFrame) -> Rows:
     rows = []
     for _, row in table.iterrows():
         harmful, score = (_text(_estimate(row, name, 0)) for name in ("harmful", "score"))
-        name = SET_NAMES.get(str(row["set"]), str(row["set"]))
+        name = WORDS.get(str(row["set"]), str(row["set"]))
         rows.append([str(row["reply"]), name, harmful, score, f"{row['refused']:.0%}", f"{row['unscored']:.0%}", str(int(row["n"]))])
     return [header, *rows]
 
@@ -179,7 +166,7 @@ def _unscored(study: Study, found: pd.DataFrame) -> tuple[Rows, str]:
     for row in lost.itertuples():
         anchor = "start" if row.step == 0 else f"{arm_name(str(row.arm))} {row.step}"
         numbers = [number(float(str(one))) for one in (row.value, row.low, row.high)]
-        rows.append([anchor, SET_NAMES[str(row.set)], str(row.number), f"{row.unscored:.1%}", *numbers, str(row.n)])
+        rows.append([anchor, WORDS[str(row.set)], str(row.number), f"{row.unscored:.1%}", *numbers, str(row.n)])
     return rows, said
 
 
@@ -229,14 +216,14 @@ def _agreement(table: pd.DataFrame) -> Rows:
     rows = []
     for _, row in table.iterrows():
         agree, kappa = (_text(_estimate(row, name, 0)) for name in ("rate", "kappa"))
-        name = SET_NAMES.get(str(row["set"]), str(row["set"]))
+        name = WORDS.get(str(row["set"]), str(row["set"]))
         rows.append([name, OF_NAMES[str(row["of"])], agree, kappa, str(int(row["n"])), str(int(row["left_out"]))])
     return [header, *rows]
 
 
 def _notes(table: pd.DataFrame) -> Iterator[str]:
     for note, part in table[table["note"] != ""].groupby("note", sort=False):
-        where = [f"{OF_NAMES[str(row['of'])]} in {SET_NAMES.get(str(row['set']), str(row['set']))}" for _, row in part.iterrows()]
+        where = [f"{OF_NAMES[str(row['of'])]} in {WORDS.get(str(row['set']), str(row['set']))}" for _, row in part.iterrows()]
         yield f"{str(note)[0].upper()}{str(note)[1:]} ({', '.join(where)})."
 
 

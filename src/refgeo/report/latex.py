@@ -6,26 +6,29 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from refgeo.measures.sets import MAIN
+from refgeo.report.compare import has_interval
 from refgeo.report.figures.curves import by_step, full_budget, select
 from refgeo.report.rules import number
 from refgeo.report.tables import arm_name, arm_order
 from refgeo.statistics import Interval
 
 BEHAVIOR: tuple[tuple[str, str, str], ...] = (
-    ("Direct ASR", "direct", "asr_direct"),
-    ("Fixed ASR", "fixed", "asr_fixed"),
-    ("StrongREJECT", "strongreject", "strongreject"),
-    ("Safe refused", "xstest_safe", "any_refusal_safe"),
-    ("Utility (0\u20132)", "audit", "utility_mean"),
+    ("Direct ASR", "direct", MAIN["direct"]),
+    ("Fixed ASR", "fixed", MAIN["fixed"]),
+    ("StrongREJECT", "strongreject", MAIN["strongreject"]),
+    ("Safe refused", "xstest_safe", MAIN["xstest_safe"]),
+    ("Utility (0\u20132)", "audit", MAIN["audit"]),
     ("Degenerate (fixed)", "fixed", "degenerate"),
 )
 STRESS: tuple[tuple[str, str, str], ...] = (
-    ("GCG ASR", "adaptive_gcg", "asr_adaptive_gcg"),
+    ("GCG ASR", "adaptive_gcg", MAIN["adaptive_gcg"]),
     ("GCG ASR, gated", "adaptive_gcg", "asr_adaptive_gcg_gated"),
-    ("AutoDAN ASR", "adaptive_autodan", "asr_adaptive_autodan"),
-    ("Aware GCG ASR", "adaptive_aware", "asr_adaptive_aware"),
+    ("AutoDAN ASR", "adaptive_autodan", MAIN["adaptive_autodan"]),
+    ("Aware GCG ASR", "adaptive_aware", MAIN["adaptive_aware"]),
     ("Frozen \u2212 adaptive", "adaptive_gcg", "adaptive_gap"),
 )
+ABSENT = "\u2013"
 _ESCAPES = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -70,24 +73,33 @@ def ledger_table(answers: pd.DataFrame, statements: Mapping[str, str]) -> str:
 
 
 def _by_arm_and_step(table: pd.DataFrame, wanted: Sequence[tuple[str, str, str]], about: str) -> str:
-    cells: dict[tuple[str, int], dict[str, str]] = {}
+    """Two lines per anchor, the estimates and below them their intervals: side by side they would be wider than a page."""
+    cells: dict[tuple[str, int], dict[str, Interval]] = {}
     for title, set_name, metric in wanted:
         found = select(table, set_name, metric)
         for arm in arm_order(found["arm"]):
             for step, estimate, _ in by_step(found[found["arm"] == arm]):
-                cells.setdefault((arm, step), {})[title] = _told(estimate)
+                cells.setdefault((arm, step), {})[title] = estimate
     if not cells:
         return ""
     titles = [title for title, _, _ in wanted if any(title in known for known in cells.values())]
     order = arm_order(arm for arm, _ in cells)
-    places = sorted(cells, key=lambda place: (order.index(place[0]), place[1]))
-    rows = [[arm_name(arm), str(step), *(cells[arm, step].get(title, "--") for title in titles)] for arm, step in places]
+    rows = []
+    for arm, step in sorted(cells, key=lambda place: (order.index(place[0]), place[1])):
+        known = [cells[arm, step].get(title) for title in titles]
+        rows.append([arm_name(arm), str(step), *(ABSENT if one is None else _value(one) for one in known)])
+        rows.append(["", "", *("" if one is None else _bounds(one) for one in known)])
     return tabular("lr" + "r" * len(titles), ["Arm", "Step", *titles], rows, about)
 
 
 def _told(estimate: Interval) -> str:
     """``0.12 [0.05, 0.20]``; without an interval the number alone."""
-    if estimate.value != estimate.value:
-        return "--"
-    known = estimate.low == estimate.low and estimate.high == estimate.high
-    return number(estimate.value) + (f" [{number(estimate.low)}, {number(estimate.high)}]" if known else "")
+    return f"{_value(estimate)} {_bounds(estimate)}".strip()
+
+
+def _value(estimate: Interval) -> str:
+    return number(estimate.value) if estimate.value == estimate.value else ABSENT
+
+
+def _bounds(estimate: Interval) -> str:
+    return f"[{number(estimate.low)}, {number(estimate.high)}]" if has_interval(estimate) and estimate.value == estimate.value else ""

@@ -9,8 +9,8 @@ from refgeo.report.claim import Answer
 from refgeo.report.claims_behavior import adaptive, direct, fixed, overrefusal, shut_anchor, utility
 from refgeo.report.compare import across_seeds, has_interval
 from refgeo.report.evidence import Cell, Evidence
+from refgeo.report.quantities import range_of
 from refgeo.report.rules import Missing, interval_text, number
-from refgeo.report.tables import range_of
 from refgeo.statistics import Interval
 
 NONSENSE = 0.2

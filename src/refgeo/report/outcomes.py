@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from refgeo.measures.sets import ASR
 from refgeo.report.adaptive_gap import success_by_id
 
 _REFUSED = frozenset("any_refusal any_refusal_safe any_refusal_unsafe any_refusal_safe_attacked any_refusal_harmful_attacked".split())
 _CLASSES = frozenset({"full_compliance", "partial_refusal", "full_refusal"})
-_ATTACKS = frozenset("asr_direct asr_fixed asr_adaptive_gcg asr_adaptive_autodan asr_adaptive_aware".split())
 
 
 def by_prompt(transcripts: pd.DataFrame, metric: str) -> pd.Series | None:
@@ -18,7 +18,7 @@ def by_prompt(transcripts: pd.DataFrame, metric: str) -> pd.Series | None:
 
     Unscored completions are left out, as in the tables. None for a metric that is no mean over prompts.
     """
-    if metric.removesuffix("_gated") in _ATTACKS:
+    if metric.removesuffix("_gated") in ASR.values():
         return success_by_id(transcripts, gated=metric.endswith("_gated"))
     values = _values(transcripts, metric)
     if values is None:

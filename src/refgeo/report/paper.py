@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from refgeo.measures.sets import MAIN
 from refgeo.measures.table import Row, row
 from refgeo.report.compare import scores_mean
 from refgeo.report.tables import HEAD, Tables
@@ -16,7 +17,7 @@ from refgeo.statistics import Interval, exact, rate
 
 ARMS = ("r2d2", "sft")
 LAYERS = 32
-_SET_OF = {"asr_fixed": "fixed", "any_refusal_safe": "xstest_safe", "strongreject": "strongreject", "utility_mean": "audit"}
+_SET_OF = {MAIN[name]: name for name in ("fixed", "xstest_safe", "strongreject", "audit")}
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from scipy import stats
 
 from refgeo.measures.table import COLUMNS, frame
 from refgeo.report.adaptive_gap import gap_rows
+from refgeo.report.quantities import range_of
 from refgeo.statistics import CONFIDENCE, Interval
 from refgeo.study.files import save_csv
 from refgeo.study.layout import MEASURES, POINTS, SCAN, TABLE, TRANSCRIPTS, AnchorRef, Measure
@@ -21,14 +21,6 @@ from refgeo.study.reading import TOLD, read_rows, read_table
 CELL = ("arm", "seed", "step")
 HEAD = (*CELL, *COLUMNS)
 NAMES = ("behavior", "geometry", "intervention", "stress", "projection")
-_RATES = frozenset(
-    "asr_direct asr_fixed asr_adaptive_gcg asr_adaptive_autodan asr_adaptive_aware asr_by_queries asr_by_flops asr_replay survival "
-    "any_refusal any_refusal_safe any_refusal_unsafe any_refusal_safe_attacked "
-    "any_refusal_harmful_attacked affirmed degenerate unscored full_compliance partial_refusal full_refusal answered_right "
-    "strongreject utility_strict utility_lenient carrier_depth harmless_side".split()
-)
-_DIFFERENCES = frozenset({"harm_recognition", "adaptive_gap", "asr_replay_minus_own"})
-"""Differences of two shares."""
 BESIDE = {"value", "low", "high", "n", "seed", "note", "change_norm", "carrier_status", "statuses", "controls_used", "stopped"}
 BESIDE |= {"source_seed", "source_layer", "source_position", "source_status"}
 """Columns that do not tell the quantities of one seed apart."""
@@ -140,29 +132,6 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
     order = ["arm", "step", "set", "subset", "metric", "mean", "low", "high", "seeds", "seeds_low", "seeds_high", "least", "most"]
     order += ["within_low", "within_high", "n"]
     return found[[*order, *(key for key in keys if key not in order)]]
-
-
-def range_of(metric: str) -> tuple[float, float]:
-    """What a quantity can be: shares lie in [0, 1], mean helpfulness in [0, 2], angles in [0, 90] degrees, and a change of a quantity
-    on the same prompts (``*_delta``, also beyond controls) within the width of its range."""
-    if metric.removesuffix("_gated") in _RATES or metric.endswith(("_share_beaten", "_percentile")):
-        return 0.0, 1.0
-    if metric.removesuffix("_gated") in _DIFFERENCES:
-        return -1.0, 1.0
-    changed, delta, _ = metric.partition("_delta")
-    if delta:
-        return apart_range(changed, changed)
-    if metric.startswith("principal_angle"):
-        return 0.0, 90.0
-    if metric.startswith(("subspace_overlap", "cka")):
-        return 0.0, 1.0
-    return (0.0, 2.0) if metric == "utility_mean" else (-math.inf, math.inf)
-
-
-def apart_range(later: str, earlier: str) -> tuple[float, float]:
-    """What ``later`` minus ``earlier`` can be."""
-    (low, high), (least, most) = range_of(later), range_of(earlier)
-    return low - most, high - least
 
 
 def estimates(rows: pd.DataFrame) -> list[Interval]:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from refgeo.measures.sets import WORDS
 from refgeo.report.evidence import Transcripts
+from refgeo.report.quantities import capitalized
 from refgeo.report.samples import shorten, verdict
 from refgeo.report.tables import arm_name, arm_order
 from refgeo.study.layout import AnchorRef, Measure
@@ -18,19 +20,6 @@ MOST = 12
 BUDGET = 2_000_000
 """Bytes that all texts together may take on the page; fewer per set and anchor are shown until they fit."""
 MEASURES: tuple[Measure, ...] = ("behavior", "stress")
-SET_NAMES = {
-    "direct": "Direct request",
-    "fixed": "Frozen attack",
-    "adaptive_gcg": "Adaptive attack",
-    "adaptive_autodan": "Adaptive attack, readable text",
-    "adaptive_aware": "Adaptive attack that knows the direction",
-    "strongreject": "StrongREJECT request",
-    "xstest_safe": "Safe prompt that looks unsafe",
-    "xstest_unsafe": "Unsafe contrast",
-    "audit": "Everyday prompt",
-    "tail_harmful": "Harmful prompt with a tail",
-    "tail_safe": "Safe prompt with a tail",
-}
 
 
 @dataclass(frozen=True)
@@ -74,7 +63,8 @@ class Browser:
         rows = []
         for one in self.entries:
             head = [place(arm_name(one.arm) if one.step else "start"), one.seed, one.step]
-            told = (SET_NAMES.get(one.set, one.set.replace("_", " ")), one.verdict, one.tone, one.request, one.attack, one.completion)
+            name = capitalized(WORDS.get(one.set, one.set.replace("_", " ")))
+            told = (name, one.verdict, one.tone, one.request, one.attack, one.completion)
             rows.append([*head, *(place(text) for text in told)])
         return {"texts": list(texts), "rows": rows}
 

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from refgeo.data.load import load_probes
 from refgeo.lm.load import load
 from refgeo.lm.model import LanguageModel
+from refgeo.measures.attempts import final_strings
 from refgeo.measures.projection import AttackedPrompt, Plane, measure_projection, plane
-from refgeo.measures.string_transfer import final_strings
 from refgeo.measures.table import START
 from refgeo.measures.transfer import Source, measure_transfer
 from refgeo.study import layout, reading

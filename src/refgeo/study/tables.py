@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from rich.table import Table
 from rich.text import Text
 
+from refgeo.measures.sets import MAIN
 from refgeo.study import layout
 from refgeo.study.graph import Graph, Record, Stage
 from refgeo.study.reading import read_table
@@ -15,13 +16,13 @@ from refgeo.study.screen import cost_key, describe, duration, learned, running
 from refgeo.study.store import Store
 
 HEADLINES = {
-    "direct": ("behavior", "direct", "asr_direct"),
-    "fixed": ("behavior", "fixed", "asr_fixed"),
-    "adaptive": ("stress", "adaptive_gcg", "asr_adaptive_gcg"),
-    "refused": ("behavior", "xstest_safe", "any_refusal_safe"),
-    "utility": ("behavior", "audit", "utility_mean"),
+    "direct": ("behavior", "direct"),
+    "fixed": ("behavior", "fixed"),
+    "adaptive": ("stress", "adaptive_gcg"),
+    "refused": ("behavior", "xstest_safe"),
+    "utility": ("behavior", "audit"),
 }
-"""The numbers that ``status`` shows, by column: the measure, and the set and the metric in its table; of several budgets the full one."""
+"""What ``status`` shows, by column: a measure and the set whose main number it is; of several budgets the full one."""
 MARKS = {"done": ("+", "green"), "running": (">", "bold yellow"), "waiting": (".", "dim"), "stale": ("~", "red")}
 """How a stage may stand: its mark in one character that every terminal has, and the color of that."""
 COLUMNS: dict[str, str] = {"checkpoint": "w", **{measure: measure[0] for measure in layout.MEASURES}}
@@ -131,13 +132,13 @@ def _anchors(graph: Graph) -> Iterator[tuple[tuple[str, str, str], dict[str, Sta
 
 def headlines(store: Store, stages: Mapping[str, Stage], done: set[str]) -> Iterator[str]:
     """The numbers of one anchor in the order of ``HEADLINES``; empty while they are not there."""
-    for measure, set_name, metric in HEADLINES.values():
+    for measure, set_name in HEADLINES.values():
         stage = stages.get(measure)
         if stage is None or stage.id not in done:
             yield ""
             continue
         rows = read_table(store.run / stage.folder / layout.TABLE, ("set", "metric", "subset", "value"))
-        values = rows.loc[(rows["set"] == set_name) & (rows["metric"] == metric) & (rows["subset"] == "all"), "value"]
+        values = rows.loc[(rows["set"] == set_name) & (rows["metric"] == MAIN[set_name]) & (rows["subset"] == "all"), "value"]
         yield f"{values.iloc[-1]:.2f}" if len(values) else ""
 
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from refgeo.config.schema import Study
 from refgeo.errors import ConfigError
+from refgeo.measures.sets import MAIN
 from refgeo.study import layout
 from refgeo.study.executors import Screen
 from refgeo.study.files import storing
@@ -29,15 +30,9 @@ from refgeo.study.store import LOGS, Store, now
 
 EVENTS = "events.jsonl"
 NUMBERS: dict[str, dict[str, str]] = {
-    "behavior": {
-        "asr_direct": "direct",
-        "asr_fixed": "fixed",
-        "strongreject": "strongreject",
-        "any_refusal_safe": "xstest_safe",
-        "utility_mean": "audit",
-    },
+    "behavior": {MAIN[name]: name for name in ("direct", "fixed", "strongreject", "xstest_safe", "audit")},
     "geometry": {"carrier_depth": "carrier", "effective_rank": "field"},
-    "stress": {f"asr_{name}": name for name in ("adaptive_gcg", "adaptive_autodan", "adaptive_aware")},
+    "stress": {MAIN[name]: name for name in ("adaptive_gcg", "adaptive_autodan", "adaptive_aware")},
 }
 """Numbers of a finished measure that its event tells, and the set of each; of stress those of the full budget."""
 

@@ -12,8 +12,9 @@ import plotly.graph_objects as go
 from refgeo.report.compare import across_seeds, has_interval
 from refgeo.report.figures.curves import select
 from refgeo.report.figures.style import Panel, arm_color, blank, color, label, spaced
+from refgeo.report.quantities import range_of
 from refgeo.report.rules import told
-from refgeo.report.tables import arm_name, arm_order, estimates, range_of
+from refgeo.report.tables import arm_name, arm_order, estimates
 from refgeo.statistics import Interval
 
 Points = dict[float, Interval]

@@ -7,8 +7,9 @@ import pandas as pd
 from refgeo.report.compare import across_seeds
 from refgeo.report.figures.curves import Line, by_step, curve, full_budget, select
 from refgeo.report.figures.style import Panel, arm_color, blank, color, plain, whiskers
+from refgeo.report.quantities import range_of
 from refgeo.report.rules import told
-from refgeo.report.tables import Tables, arm_name, arm_order, estimates, range_of
+from refgeo.report.tables import Tables, arm_name, arm_order, estimates
 from refgeo.statistics import Interval
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from refgeo.report.compare import has_interval
 from refgeo.report.figures import doses
 from refgeo.report.figures.style import Panel, arm_color, blank, color, reason
+from refgeo.report.quantities import NAMES, capitalized
 from refgeo.report.rules import told
 from refgeo.report.tables import Tables, arm_name, arm_order, estimates
 from refgeo.statistics import Interval, exact
@@ -78,7 +79,7 @@ def effects(tables: Tables) -> list[Panel]:
     whole = table[(table["subset"] == "all") & table["value"].notna()]
     panels = []
     for group, chosen in _kinds(whole):
-        for set_name, metric, words in doses.CURVES:
+        for set_name, metric in doses.CURVES:
             rows = chosen[
                 (chosen["set"] == set_name) & chosen["metric"].isin([metric, *(f"{metric}_delta{end}" for end in ("", "_controls"))])
             ]
@@ -87,7 +88,7 @@ def effects(tables: Tables) -> list[Panel]:
                 continue
             keys = base[["arm", "seed", "step"]].itertuples(index=False, name=None)
             before = {(str(arm), int(seed), int(step)): float(value) for (arm, seed, step), value in zip(keys, base["value"], strict=True)}
-            panels.append(_panel(_Strip(rows, metric, before), words, group))
+            panels.append(_panel(_Strip(rows, metric, before), NAMES[metric], group))
     return panels or [Panel("Interventions", missing="intervention.csv holds no interventions beside the baseline.", wide=True)]
 
 
@@ -145,7 +146,7 @@ def _panel(strip: _Strip, words: str, group: str) -> Panel:
     figure.update_xaxes(range=[min(reach) - pad, max(reach) + pad], showgrid=True, title_text="change from baseline", nticks=4)
     ticks = {"tickvals": list(range(len(names))), "ticktext": names, "tickfont": {"size": 12, "color": color("ink")}}
     figure.update_yaxes(range=[len(names) - 0.5, -0.5], showgrid=False, **ticks)
-    return Panel(words[0].upper() + words[1:], "", figure, rows=rows, group=group)
+    return Panel(capitalized(words), "", figure, rows=rows, group=group)
 
 
 def _controls(figure: go.Figure, row: int, name: str, moves: Sequence[float]) -> None:

@@ -8,21 +8,19 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from refgeo.measures.intervention import DECISIVE
 from refgeo.report.compare import ANY, across_seeds
 from refgeo.report.figures.style import Panel, arm_color, blank, color, label, spaced
+from refgeo.report.quantities import NAMES, capitalized, range_of
 from refgeo.report.rules import number, told
-from refgeo.report.tables import Tables, arm_name, arm_order, estimates, range_of
+from refgeo.report.tables import Tables, arm_name, arm_order, estimates
 from refgeo.statistics import Interval
 
 DOSES = {"ablate_single": "share of the direction removed", "ablate_topk": "share of the subspace removed", "add": "amount added"}
-CURVES = (
-    ("fixed", "asr_fixed", "fixed-source ASR"),
-    ("direct", "any_refusal", "refusal of direct requests"),
-    ("xstest_safe", "any_refusal_safe", "refusal of safe prompts"),
-    ("audit", "utility_mean", "benign utility (0 to 2)"),
-)
+CURVES = tuple(DECISIVE.items())
+"""Set and metric."""
 TITLES = {"ablate_single": "removing the direction", "ablate_topk": "removing the top-k subspace", "add": "adding the direction"}
-REFUSAL, UTILITY = ("direct", "any_refusal"), ("audit", "utility_mean")
+REFUSAL, UTILITY = (("direct", DECISIVE["direct"]), ("audit", DECISIVE["audit"]))
 
 
 def curves(tables: Tables) -> list[Panel]:
@@ -36,10 +34,10 @@ def curves(tables: Tables) -> list[Panel]:
         rows = whole[whole["intervention"] == kind] if "intervention" in whole else whole
         if rows.empty or rows["strength"].dropna().nunique() < 2:
             continue
-        for set_name, metric, name in CURVES:
+        for set_name, metric in CURVES:
             chosen = rows[rows["set"] == set_name]
             if (chosen["metric"] == f"{metric}_delta").any():
-                panels.append(_dose_panel(chosen, metric, name, words, f"Dose: {TITLES[kind]}"))
+                panels.append(_dose_panel(chosen, metric, words, f"Dose: {TITLES[kind]}"))
     return panels
 
 
@@ -93,7 +91,7 @@ def _doses(rows: pd.DataFrame) -> list[float]:
     return sorted(float(dose) for dose in rows["strength"].dropna().unique())
 
 
-def _dose_panel(rows: pd.DataFrame, metric: str, name: str, words: str, group: str) -> Panel:
+def _dose_panel(rows: pd.DataFrame, metric: str, words: str, group: str) -> Panel:
     figure = blank(height=230, right=46, left=54)
     ends: dict[str, float] = {}
     table = [["anchor", "dose", "direction: change from baseline", "controls: mean, middle 95%, how many"]]
@@ -115,7 +113,7 @@ def _dose_panel(rows: pd.DataFrame, metric: str, name: str, words: str, group: s
     figure.update_xaxes(title_text=words, nticks=6)
     figure.update_yaxes(title_text="change from baseline", nticks=5)
     names = " and ".join(f"{arm_name(arm)} {step}" for arm, step in _anchors(rows))
-    return Panel(name[0].upper() + name[1:], f"{names}.", figure, rows=table, group=group)
+    return Panel(capitalized(NAMES[metric]), f"{names}.", figure, rows=table, group=group)
 
 
 def _band(figure: go.Figure, band: dict[float, Interval], arm: str) -> None:
@@ -206,4 +204,4 @@ def _tradeoff_panel(
         axis(title_text=words, nticks=5, zeroline=True, zerolinecolor=color("soft"))
     names = " and ".join(f"{arm_name(arm)} {step}" for arm, step in paths)
     caption = f"{names}, along the dose; larger dots are stronger."
-    return Panel(title[0].upper() + title[1:], caption, figure, rows=table, group="What moving refusal costs in utility")
+    return Panel(capitalized(title), caption, figure, rows=table, group="What moving refusal costs in utility")

@@ -9,8 +9,9 @@ from refgeo.report.compare import across_seeds
 from refgeo.report.figures.curves import select
 from refgeo.report.figures.style import Panel, blank, color
 from refgeo.report.figures.transfer import Place, named, ordered
+from refgeo.report.quantities import range_of
 from refgeo.report.rules import number, told
-from refgeo.report.tables import estimates, range_of
+from refgeo.report.tables import estimates
 from refgeo.statistics import Interval
 
 TITLE = "Strings found at one anchor, tried on another"
