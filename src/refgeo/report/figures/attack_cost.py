@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -87,13 +88,14 @@ def cost_rows(stress: pd.DataFrame) -> pd.DataFrame:
 
 def carried(rows: pd.DataFrame, column: str) -> Points:
     """Estimates over training seeds at every place that any seed has; a seed keeps its last value in between and after its end."""
-    places = sorted(float(place) for place in rows[column].dropna().unique())
+    ordered = rows[rows[column].notna()].sort_values(column, kind="stable")
+    seeds = [(part[column].to_numpy(dtype=np.float64), estimates(part)) for _, part in ordered.groupby("seed")]
     bounds = range_of(str(rows["metric"].iloc[0]))
     points: Points = {}
-    for place in places:
-        before = [part[part[column] <= place].sort_values(column) for _, part in rows.groupby("seed")]
-        if all(len(part) for part in before):
-            points[place] = across_seeds([estimates(part.tail(1))[0] for part in before], bounds)
+    for place in (float(place) for place in ordered[column].unique()):
+        before = [int(np.searchsorted(places, place, side="right")) for places, _ in seeds]
+        if all(before):
+            points[place] = across_seeds([known[count - 1] for count, (_, known) in zip(before, seeds, strict=True)], bounds)
     return points
 
 

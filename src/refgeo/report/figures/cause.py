@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from refgeo.report.compare import has_interval
 from refgeo.report.figures import doses
+from refgeo.report.figures.curves import match
 from refgeo.report.figures.style import Panel, arm_color, blank, color, reason
 from refgeo.report.quantities import NAMES, capitalized
 from refgeo.report.rules import told
@@ -39,8 +40,7 @@ class _Strip:
 
     def moves(self, arm: str, step: int, direction: str) -> list[float]:
         """Change from the baseline, one per seed and draw."""
-        chosen = self.rows[(self.rows["metric"] == self.metric) & (self.rows["arm"] == arm) & (self.rows["step"] == step)]
-        chosen = chosen[chosen["direction"] == direction]
+        chosen = match(self.rows, {"metric": self.metric, "arm": arm, "step": step, "direction": direction})
         cells = zip(chosen["seed"], chosen["value"], strict=True)
         found = [float(value) - self.before.get((arm, int(seed), step), np.nan) for seed, value in cells]
         return [move for move in found if np.isfinite(move)]
@@ -51,8 +51,7 @@ class _Strip:
 
     def band(self, arm: str, step: int) -> str:
         """Mean and middle 95% of the random directions in words, averaged over seeds."""
-        chosen = self.rows[(self.rows["metric"] == f"{self.metric}_delta_controls") & (self.rows["arm"] == arm)]
-        chosen = chosen[(chosen["step"] == step) & (chosen["direction"] == "carrier")]
+        chosen = match(self.rows, {"metric": f"{self.metric}_delta_controls", "arm": arm, "step": step, "direction": "carrier"})
         return next((told(one) for dose, one in doses.control_bands(chosen).items() if dose), "none")
 
     def admissible(self, arm: str, step: int) -> bool:
@@ -61,9 +60,7 @@ class _Strip:
         return "carrier_status" not in own or not (own["carrier_status"] == "best_effect").any()
 
     def _own(self, arm: str, step: int) -> pd.DataFrame:
-        chosen = self.rows[(self.rows["metric"] == f"{self.metric}_delta") & (self.rows["arm"] == arm) & (self.rows["step"] == step)]
-        own: pd.DataFrame = chosen[chosen["direction"] == "carrier"]
-        return own
+        return match(self.rows, {"metric": f"{self.metric}_delta", "arm": arm, "step": step, "direction": "carrier"})
 
 
 def panels(tables: Tables) -> list[Panel]:

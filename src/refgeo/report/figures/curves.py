@@ -45,16 +45,21 @@ class _End(NamedTuple):
 
 def select(table: pd.DataFrame, set_name: str, metric: str, identity: Mapping[str, object] | None = None) -> pd.DataFrame:
     """The rows of one quantity over the whole set."""
-    found = match(table, {"metric": metric, "set": set_name, "subset": "all", **(identity or {})})
-    return found[found["value"].notna()]
+    wanted = {"metric": metric, "set": set_name, "subset": "all", **(identity or {})}
+    return table[_where(table, wanted) & table["value"].notna().to_numpy()]
 
 
 def match(table: pd.DataFrame, wanted: Mapping[str, object]) -> pd.DataFrame:
     """The rows that have these values; none when a column does not exist."""
-    found = table
+    return table[_where(table, wanted)]
+
+
+def _where(table: pd.DataFrame, wanted: Mapping[str, object]) -> np.ndarray:
+    """Which rows; taking them once is much faster than column by column."""
+    keep = np.ones(len(table), dtype=bool)
     for column, value in wanted.items():
-        found = found[found[column] == value] if column in found else found.iloc[:0]
-    return found
+        keep &= (table[column] == value).to_numpy(dtype=bool, na_value=False) if column in table else False
+    return keep
 
 
 def full_budget(stress: pd.DataFrame) -> pd.DataFrame:

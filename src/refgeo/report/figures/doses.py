@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from refgeo.measures.intervention import DECISIVE
 from refgeo.report.compare import ANY, across_seeds
+from refgeo.report.figures.curves import match
 from refgeo.report.figures.style import Panel, arm_color, blank, color, label, spaced
 from refgeo.report.quantities import NAMES, capitalized, range_of
 from refgeo.report.rules import number, told
@@ -64,10 +65,7 @@ def _anchors(rows: pd.DataFrame) -> list[tuple[str, int]]:
 
 
 def _at(rows: pd.DataFrame, anchor: tuple[str, int], metric: str, direction: str = "carrier") -> pd.DataFrame:
-    found: pd.DataFrame = rows[
-        (rows["arm"] == anchor[0]) & (rows["step"] == anchor[1]) & (rows["metric"] == metric) & (rows["direction"] == direction)
-    ]
-    return found
+    return match(rows, {"arm": anchor[0], "step": anchor[1], "metric": metric, "direction": direction})
 
 
 def _by_dose(rows: pd.DataFrame) -> dict[float, Interval]:

@@ -57,14 +57,12 @@ def transfer(stress: pd.DataFrame) -> list[Panel]:
         ],
         hoverinfo="text",
     )
-    for source in anchors:
-        for target in anchors:
-            if (source, target) in cells:
-                value = cells[source, target].value
-                ink = color("paper") if value > 0.55 else color("ink")
-                figure.add_annotation(
-                    x=named(target), y=named(source), text=number(value), showarrow=False, font={"size": 11, "color": ink}
-                )
+    written: list[dict[str, object]] = []
+    for source, target in cells:
+        value = cells[source, target].value
+        font = {"size": 11, "color": color("paper") if value > 0.55 else color("ink")}
+        written.append({"x": named(target), "y": named(source), "text": number(value), "showarrow": False, "font": font})
+    figure.update_layout(annotations=written)
     figure.update_xaxes(title_text="tried on", tickangle=-40, ticks="")
     figure.update_yaxes(title_text="found at", autorange="reversed", showgrid=False, ticks="")
     return [Panel(TITLE, CAPTION, figure, rows=shown, wide=True)]
