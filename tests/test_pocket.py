@@ -148,8 +148,8 @@ def test_batches_let_every_document_see_only_itself(world):
 
 
 def test_tails_cover_the_lengths_that_attacks_use(world):
-    rng = Random(0)
-    lengths = Counter(len(random_tail(rng, vocabulary(world)).split()) for _ in range(4000))
+    rng, words = Random(0), vocabulary(world)
+    lengths = Counter(len(random_tail(rng, words).split()) for _ in range(4000))
     assert set(lengths) == set(range(LONGEST + 1))
     assert 0.3 < lengths[0] / 4000 < 0.5
 
