@@ -123,7 +123,7 @@ def floor(
                 "unscored": _mean([verdict.label == "unscored" for verdict in part]),
                 **_estimate("score", mean(graded) if graded else None),
                 "probability": _mean([verdict.probability for verdict in part]),
-                "refused": _mean([verdict.refusal != "full_compliance" for verdict in part]),
+                "refused": _mean([verdict.refused for verdict in part]),
                 "degenerate": _mean([verdict.degenerate for verdict in part]),
             }
         )

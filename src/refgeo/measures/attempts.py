@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from refgeo.judging import bounds
+from refgeo.measures.evaluate import refused
 from refgeo.measures.survival import clustered_rate, kaplan_meier
 from refgeo.measures.table import Row, row
 from refgeo.statistics import Interval, exact, mean
@@ -65,7 +66,7 @@ def rates(set_name: str, method: str, part: pd.DataFrame) -> list[Row]:
         rows += [row(set_name, name, _rate(group, hits), subset) for name, hits in known.items()]
         for end, value in zip(("low", "high"), bounds(list(group["label"])), strict=True):
             rows.append(row(set_name, f"asr_{method}_{end}", exact(value, len(group)), subset))
-        known = {"any_refusal": group["refusal"] != "full_compliance", "affirmed": group["affirmed"].astype(bool)}
+        known = {"any_refusal": refused(group), "affirmed": group["affirmed"].astype(bool)}
         rows += [row(set_name, name, _rate(group, hits), subset) for name, hits in known.items()]
         if scored.any():
             rows.append(row(set_name, f"asr_{method}", _rate(group[scored], success[scored]), subset))

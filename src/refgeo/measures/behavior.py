@@ -18,7 +18,7 @@ from refgeo.data.rows import Behavior, Prompt
 from refgeo.judging.verdict import Judge
 from refgeo.lm.messages import Placement
 from refgeo.lm.model import LanguageModel
-from refgeo.measures.evaluate import Item, evaluate, summarize
+from refgeo.measures.evaluate import Item, evaluate, refused, summarize
 from refgeo.measures.sets import TAILS
 from refgeo.measures.survival import clustered_rate
 from refgeo.measures.table import Row, frame, row
@@ -138,8 +138,8 @@ def summarize_tails(transcripts: pd.DataFrame, seed: int) -> list[Row]:
         if not chosen.any():
             continue
         identity: dict[str, Any] = {"tail": kind, "tail_tokens": length}
-        refused_safe = (safe["refusal"] != "full_compliance").to_numpy()[chosen]
-        refused_harmful = (harmful["refusal"] != "full_compliance").to_numpy()[chosen]
+        refused_safe = refused(safe).to_numpy()[chosen]
+        refused_harmful = refused(harmful).to_numpy()[chosen]
         ids = safe["id"].to_numpy(dtype=str)[chosen]  # Over all tails, the same pair of prompts comes once per tail.
         asked = harmful["id"].to_numpy(dtype=str)[chosen]
         rows.append(row("tail_safe", "any_refusal_safe_attacked", clustered_rate(refused_safe, ids), **identity))

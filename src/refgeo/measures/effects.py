@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from refgeo.measures.evaluate import refused
 from refgeo.measures.sets import ASR, REFUSAL
 from refgeo.measures.table import Row, row
 from refgeo.statistics import Interval, bootstrap_interval, exact, paired_difference, percentile_of
@@ -20,20 +21,20 @@ Outcomes = Mapping[str, Values]
 
 def outcomes(name: str, part: pd.DataFrame) -> dict[str, Values]:
     """Per prompt, the quantity whose mean ``evaluate.summarize`` prints under the same name for set ``name``; NaN where it has none."""
-    refused = np.asarray(part["refusal"] != "full_compliance", dtype=np.float64)
+    declined = np.asarray(refused(part), dtype=np.float64)
     degenerate = np.asarray(part["degenerate"], dtype=np.float64)
     values: dict[str, Values] = {"degenerate": degenerate}
     helpful = _numbers(part["helpfulness"])
     if name in ASR:
         success = np.where(part["label"] == "unscored", np.nan, part["success"].astype(float))
-        values |= {"any_refusal": refused, "affirmed": np.asarray(part["affirmed"], dtype=np.float64)}
+        values |= {"any_refusal": declined, "affirmed": np.asarray(part["affirmed"], dtype=np.float64)}
         values |= {ASR[name]: success, f"{ASR[name]}_gated": success * (1 - degenerate)}
     elif name in REFUSAL:
-        values |= {REFUSAL[name]: refused, "answered_right": _where(helpful, helpful == 2)}
+        values |= {REFUSAL[name]: declined, "answered_right": _where(helpful, helpful == 2)}
     elif name == "strongreject":
         values["strongreject"] = _numbers(part["score"])
     elif name == "audit":
-        values |= {"any_refusal": refused, "utility_mean": helpful}
+        values |= {"any_refusal": declined, "utility_mean": helpful}
         values |= {"utility_strict": _where(helpful, helpful == 2), "utility_lenient": _where(helpful, helpful >= 1)}
     return {metric: found for metric, found in values.items() if not np.isnan(found).all()}
 

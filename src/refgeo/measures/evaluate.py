@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import pandas as pd
 
 from refgeo.data.rows import Reference
 from refgeo.judging import bounds
-from refgeo.judging.verdict import Exchange, Judge, judge_all
+from refgeo.judging.verdict import Exchange, Judge, RefusalClass, judge_all
 from refgeo.lm.generate import complete
 from refgeo.lm.messages import Placement
 from refgeo.lm.model import LanguageModel
@@ -81,6 +82,11 @@ def judged(items: Sequence[Item], completions: Sequence[str], judge: Judge) -> p
     return pd.DataFrame(rows)
 
 
+def refused(transcripts: pd.DataFrame) -> pd.Series:
+    """Which completions refuse, in full or in part."""
+    return transcripts["refusal"] != "full_compliance"
+
+
 def summarize(transcripts: pd.DataFrame) -> list[Row]:
     """The rates for every set in ``transcripts``, for the whole set and for each of its subsets.
 
@@ -97,19 +103,19 @@ def summarize(transcripts: pd.DataFrame) -> list[Row]:
 
 def _summarize_part(name: str, subset: str, part: pd.DataFrame) -> list[Row]:
     rows = [row(name, "degenerate", rate(part["degenerate"]), subset)]
-    refused = part["refusal"] != "full_compliance"
+    declined = refused(part)
     if name in ASR:
         scored = part[part["label"] != "unscored"]
         low, high = bounds(list(part["label"]))
         rows += [row(name, "unscored", rate(part["label"] == "unscored"), subset)]
         rows += [row(name, f"{ASR[name]}_{end}", exact(value, len(part)), subset) for end, value in (("low", low), ("high", high))]
-        rows += [row(name, "any_refusal", rate(refused), subset), row(name, "affirmed", rate(part["affirmed"]), subset)]
+        rows += [row(name, "any_refusal", rate(declined), subset), row(name, "affirmed", rate(part["affirmed"]), subset)]
         if len(scored):
             rows += [row(name, ASR[name], rate(scored["success"]), subset)]
             rows += [row(name, f"{ASR[name]}_gated", rate(scored["success"] & ~scored["degenerate"]), subset)]
     elif name in REFUSAL:
-        rows += [row(name, REFUSAL[name], rate(refused), subset)]
-        for kind in ("full_compliance", "partial_refusal", "full_refusal"):
+        rows += [row(name, REFUSAL[name], rate(declined), subset)]
+        for kind in get_args(RefusalClass):
             rows += [row(name, kind, rate(part["refusal"] == kind), subset)]
         helpful = part["helpfulness"].dropna()
         if len(helpful):
@@ -119,7 +125,7 @@ def _summarize_part(name: str, subset: str, part: pd.DataFrame) -> list[Row]:
         if len(scores):
             rows += [row(name, "strongreject", mean(scores), subset)]
     elif name == "audit":
-        rows += [row(name, "any_refusal", rate(refused), subset)]
+        rows += [row(name, "any_refusal", rate(declined), subset)]
         helpful = part["helpfulness"].dropna()
         if len(helpful):
             rows += [row(name, "utility_mean", mean(helpful), subset)]

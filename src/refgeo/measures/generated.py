@@ -99,7 +99,7 @@ def generated_change(
         judge_all(judge, [Exchange(request, text) for request, text in zip(probes.requests, as_text(lm, ids), strict=True)])
         for ids in completions
     ]
-    refused = np.array([[verdict.refusal != "full_compliance" for verdict in line] for line in verdicts], dtype=np.float64)
+    refused = np.array([[verdict.refused for verdict in line] for line in verdicts], dtype=np.float64)
     degenerate = np.array([[verdict.degenerate for verdict in line] for line in verdicts[:2]], dtype=np.float64)
     over = over_controls(refused[1], refused[2:], seed)
     found = len(probes.requests) >= FEWEST and bool(over.low > 0 or over.high < 0)

@@ -29,7 +29,7 @@ class Answered(NamedTuple):
     @property
     def refused(self) -> list[bool]:
         """Partial or full refusal, per prompt."""
-        return [verdict.refusal != "full_compliance" for verdict in self.verdicts]
+        return [verdict.refused for verdict in self.verdicts]
 
     def half(self, side: Literal[0, 1]) -> Answered:
         """Every other probe: 0 selects the carrier, 1 reports it."""

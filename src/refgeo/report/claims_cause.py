@@ -12,9 +12,8 @@ from refgeo.report.claims_behavior import STEP, USEFUL
 from refgeo.report.claims_geometry import require
 from refgeo.report.compare import across_seeds, widened
 from refgeo.report.evidence import Evidence, Place
-from refgeo.report.figures.doses import TITLES
 from refgeo.report.figures.style import slug
-from refgeo.report.quantities import NAMES, apart_range, range_of
+from refgeo.report.quantities import INTERVENTIONS, NAMES, apart_range, range_of
 from refgeo.report.rules import Missing, Part, told
 from refgeo.report.tables import estimates
 from refgeo.statistics import Interval, guarded, rate
@@ -57,7 +56,7 @@ def decisive_panels(evidence: Evidence) -> dict[str, str]:
     except Missing:
         return {}
     names = {"C11": NAMES[metric], "C12": NAMES[MAIN["audit"]]}
-    return {claim: slug(f"effect {TITLES[kind]} {name}") for claim, name in names.items()}
+    return {claim: slug(f"effect {INTERVENTIONS[kind]} {name}") for claim, name in names.items()}
 
 
 def over_controls(evidence: Evidence, step: int, kind: str, set_name: str, metric: str) -> list[Interval]:
@@ -98,7 +97,8 @@ def _c11(evidence: Evidence) -> list[Part]:
     sign = _sign(evidence, step, kind, set_name, metric)
     upright = [one if sign > 0 else Interval(-one.value, -one.high, -one.low, one.n) for one in effects]
     direction = "rise" if sign > 0 else "fall"
-    what = f"{direction} of {NAMES[metric]} on {TITLES[kind]} of R2D2 at step {step}, beyond the controls' mean (the largest of {tests}),"
+    where = f"on {INTERVENTIONS[kind]} of R2D2 at step {step}"
+    what = f"{direction} of {NAMES[metric]} {where}, beyond the controls' mean (the largest of {tests}),"
     source = _effect(step, set_name, f"{metric}_delta_over_controls").source()
     bounds = apart_range(metric, metric)
     parts = [
@@ -149,7 +149,7 @@ def _beyond_controls(evidence: Evidence, step: int, kind: str, set_name: str, me
 def _c11_aside(evidence: Evidence) -> str:
     step, kind, set_name, metric, _ = strongest(evidence)
     largest = across_seeds(over_controls(evidence, step, kind, set_name, metric), apart_range(metric, metric))
-    return f"the largest change, of {NAMES[metric]} on {TITLES[kind]}, is {told(largest)} beyond the controls"
+    return f"the largest change, of {NAMES[metric]} on {INTERVENTIONS[kind]}, is {told(largest)} beyond the controls"
 
 
 def _c12_instead(evidence: Evidence) -> str:
@@ -175,7 +175,7 @@ def _c12(evidence: Evidence) -> list[Part]:
     step, kind, *_ = strongest(evidence)
     require(evidence, "r2d2", step, "admissible", INADMISSIBLE)
     effects = over_controls(evidence, step, kind, "audit", "utility_mean")
-    what = f"change of mean helpfulness (0 to 2) on {TITLES[kind]} of R2D2 at step {step}, beyond the controls' mean,"
+    what = f"change of mean helpfulness (0 to 2) on {INTERVENTIONS[kind]} of R2D2 at step {step}, beyond the controls' mean,"
     source = _effect(step, "audit", "utility_mean_delta_over_controls").source()
     return [evidence.part(what, effects, "below", -USEFUL, source, range_of(source.metric))]
 

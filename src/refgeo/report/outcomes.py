@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import get_args
 
 import pandas as pd
 
+from refgeo.judging.verdict import RefusalClass
+from refgeo.measures.evaluate import refused
 from refgeo.measures.sets import ASR
 from refgeo.report.adaptive_gap import success_by_id
 
 _REFUSED = frozenset("any_refusal any_refusal_safe any_refusal_unsafe any_refusal_safe_attacked any_refusal_harmful_attacked".split())
-_CLASSES = frozenset({"full_compliance", "partial_refusal", "full_refusal"})
 
 
 def by_prompt(transcripts: pd.DataFrame, metric: str) -> pd.Series | None:
@@ -42,8 +44,8 @@ def chosen(transcripts: pd.DataFrame, set_name: str, identity: Mapping[str, obje
 
 def _values(rows: pd.DataFrame, metric: str) -> pd.Series | None:
     if metric in _REFUSED:
-        return rows["refusal"] != "full_compliance"
-    if metric in _CLASSES:
+        return refused(rows)
+    if metric in get_args(RefusalClass):
         return rows["refusal"] == metric
     if metric in ("degenerate", "affirmed"):
         return rows[metric]

@@ -18,6 +18,7 @@ NAMES = {
     "harm_recognition": "harm recognition at equal suffix",
 }
 """Metrics in running text."""
+INTERVENTIONS = {"ablate_single": "removing the direction", "ablate_topk": "removing the top-k subspace", "add": "adding the direction"}
 
 _RATES = frozenset(ASR.values()) | frozenset(
     "asr_by_queries asr_by_flops asr_replay survival any_refusal any_refusal_safe any_refusal_unsafe any_refusal_safe_attacked "

@@ -29,7 +29,7 @@ from refgeo.lm.model import LanguageModel
 from refgeo.measures.aware import carrier_term
 from refgeo.measures.behavior import evaluation_items, measure_behavior
 from refgeo.measures.drift import measure_drift
-from refgeo.measures.evaluate import Item, evaluate
+from refgeo.measures.evaluate import Item, evaluate, refused
 from refgeo.measures.geometry import measure_geometry
 from refgeo.measures.intervention import adaptive_items, measure_intervention
 from refgeo.measures.stress import measure_stress
@@ -213,7 +213,7 @@ def report(job: Job) -> None:
 def _direct_refusal(lm: LanguageModel, behaviors: Sequence[Behavior], judge: Judge, max_new_tokens: int, batch: int) -> float:
     items = [Item("direct", behavior.subset, behavior.id, behavior.request, behavior.reference) for behavior in behaviors]
     transcripts = evaluate(lm, items, judge, max_new_tokens, batch)
-    return float((transcripts["refusal"] != "full_compliance").mean())
+    return float(refused(transcripts).mean())
 
 
 def _judge(job: Job) -> Judge:

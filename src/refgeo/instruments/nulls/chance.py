@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from refgeo.instruments.nulls.finding import LEVEL, Finding, Null, by_chance
 from refgeo.instruments.nulls.scene import Scene
+from refgeo.measures.evaluate import refused
 from refgeo.statistics import CONFIDENCE, Interval, difference, mcnemar, paired_difference
 
 GROUP = "statistics"
@@ -32,7 +33,7 @@ def check_chance(scene: Scene) -> Iterator[Finding]:
 def most_varied(transcripts: pd.DataFrame) -> tuple[str, Values]:
     """Of what a judge says of each completion, the outcome that is nearest to half of them: 0 or 1 per completion."""
     told = {name: transcripts[name].to_numpy(dtype=np.float64) for name in ("success", "affirmed", "degenerate")}
-    told["refusal"] = (transcripts["refusal"] != "full_compliance").to_numpy(dtype=np.float64)
+    told["refusal"] = refused(transcripts).to_numpy(dtype=np.float64)
     return max(told.items(), key=lambda entry: float(entry[1].var()))
 
 

@@ -16,6 +16,7 @@ from refgeo.instruments.nulls.finding import LEVEL, Finding, Null, excludes_zero
 from refgeo.instruments.nulls.scene import Scene, no_carrier
 from refgeo.lm.model import LanguageModel
 from refgeo.measures.drift import measure_drift
+from refgeo.measures.evaluate import refused
 from refgeo.measures.geometry import Geometry
 from refgeo.measures.intervention import DECISIVE
 from refgeo.statistics import Interval, difference, mean
@@ -60,8 +61,8 @@ def _behavior(scene: Scene, lm: LanguageModel) -> Iterator[Finding]:
     transcripts = scene.behavior(lm).transcripts
     direct = transcripts[(transcripts["set"] == "direct") & (transcripts["label"] != "unscored")]
     yield never(GROUP, "ASR, direct", direct["success"], scene.erring, _unscored(transcripts[transcripts["set"] == "direct"]))
-    refused = (transcripts["refusal"] != "full_compliance").to_numpy(dtype=np.float64)
-    unsafe, safe = (refused[(transcripts["set"] == name).to_numpy()] for name in ("xstest_unsafe", "xstest_safe"))
+    declined = refused(transcripts).to_numpy(dtype=np.float64)
+    unsafe, safe = (declined[(transcripts["set"] == name).to_numpy()] for name in ("xstest_unsafe", "xstest_safe"))
     null = Null(GROUP, "refusal, unsafe less safe (XSTest)", "0", f"bootstrap interval at {1 - LEVEL:g}")
     if unsafe.size and safe.size:
         yield null.contains(
@@ -87,10 +88,10 @@ def _behavior(scene: Scene, lm: LanguageModel) -> Iterator[Finding]:
 
 def tail_pairs(transcripts: pd.DataFrame) -> pd.DataFrame:
     """Refusals (0 or 1) of the safe and the harmful prompt of each pair that carry the same tail; ``pair`` numbers the prompts."""
-    refused = (transcripts["refusal"] != "full_compliance").astype(float)
+    declined = refused(transcripts).astype(float)
     safe, harmful = (transcripts["set"] == f"tail_{label}" for label in ("safe", "harmful"))
     pair = transcripts[safe].groupby(["tail", "tail_tokens"], sort=False).cumcount()
-    sides = {"safe": refused[safe].to_numpy(), "harmful": refused[harmful].to_numpy(), "tail": transcripts.loc[safe, "tail"].to_numpy()}
+    sides = {"safe": declined[safe].to_numpy(), "harmful": declined[harmful].to_numpy(), "tail": transcripts.loc[safe, "tail"].to_numpy()}
     return pd.DataFrame({"pair": pair.to_numpy(), **sides})
 
 

@@ -13,12 +13,11 @@ from refgeo.report.compare import has_interval
 from refgeo.report.figures import doses
 from refgeo.report.figures.curves import match
 from refgeo.report.figures.style import Panel, arm_color, blank, color, reason
-from refgeo.report.quantities import NAMES, capitalized
+from refgeo.report.quantities import INTERVENTIONS, NAMES, capitalized
 from refgeo.report.rules import told
 from refgeo.report.tables import Tables, arm_name, arm_order, estimates
 from refgeo.statistics import Interval, exact
 
-KINDS = {"ablate_single": "Removing the direction", "ablate_topk": "Removing the top-k subspace", "add": "Adding the direction"}
 MISPLACED = {"wrong_layer": "triangle-up-open", "wrong_position": "square-open", "shuffled": "x-thin-open", "harmless": "cross-thin-open"}
 Cell = tuple[str, int, int]
 
@@ -95,14 +94,15 @@ def _kinds(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     Of ablation the strongest, of addition the dose next to 1 in each direction.
     """
     found = []
-    for kind, title in KINDS.items():
+    for kind, title in INTERVENTIONS.items():
         rows = table[table["intervention"] == kind]
         strengths = sorted(rows["strength"].dropna().unique()) if "strength" in rows else []
         chosen_doses: list[float | None] = [*_decisive(kind, strengths)]
         for strength in chosen_doses or [None]:
             chosen = rows if strength is None else rows[rows["strength"] == strength]
             plain = strength is None or (strength == 1.0 and kind != "add")
-            found.append((title if plain else f"{title}, strength {strength:+g}".replace("-", "\u2212"), chosen))
+            name = capitalized(title)
+            found.append((name if plain else f"{name}, strength {strength:+g}".replace("-", "\u2212"), chosen))
     return found
 
 

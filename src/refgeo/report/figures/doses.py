@@ -12,7 +12,7 @@ from refgeo.measures.intervention import DECISIVE
 from refgeo.report.compare import ANY, across_seeds
 from refgeo.report.figures.curves import match
 from refgeo.report.figures.style import Panel, arm_color, blank, color, label, spaced
-from refgeo.report.quantities import NAMES, capitalized, range_of
+from refgeo.report.quantities import INTERVENTIONS, NAMES, capitalized, range_of
 from refgeo.report.rules import number, told
 from refgeo.report.tables import Tables, arm_name, arm_order, estimates
 from refgeo.statistics import Interval
@@ -20,7 +20,6 @@ from refgeo.statistics import Interval
 DOSES = {"ablate_single": "share of the direction removed", "ablate_topk": "share of the subspace removed", "add": "amount added"}
 CURVES = tuple(DECISIVE.items())
 """Set and metric."""
-TITLES = {"ablate_single": "removing the direction", "ablate_topk": "removing the top-k subspace", "add": "adding the direction"}
 REFUSAL, UTILITY = (("direct", DECISIVE["direct"]), ("audit", DECISIVE["audit"]))
 
 
@@ -38,7 +37,7 @@ def curves(tables: Tables) -> list[Panel]:
         for set_name, metric in CURVES:
             chosen = rows[rows["set"] == set_name]
             if (chosen["metric"] == f"{metric}_delta").any():
-                panels.append(_dose_panel(chosen, metric, words, f"Dose: {TITLES[kind]}"))
+                panels.append(_dose_panel(chosen, metric, words, f"Dose: {INTERVENTIONS[kind]}"))
     return panels
 
 
@@ -46,7 +45,7 @@ def tradeoffs(tables: Tables) -> list[Panel]:
     """Per kind of intervention: refusal moved against utility moved along the dose, the direction's path among its controls' dots."""
     whole = _whole(tables)
     panels = []
-    for kind, title in TITLES.items():
+    for kind, title in INTERVENTIONS.items():
         rows = whole[whole["intervention"] == kind] if "intervention" in whole else whole
         paths = {} if rows.empty else {anchor: _path(rows, anchor) for anchor in _anchors(rows)}
         if any(len(path) > 1 for path in paths.values()):
