@@ -36,7 +36,8 @@ def mistral(folder: Path) -> PreTrainedTokenizerBase:
     """The real tokenizer of Mistral 7B, made from its sentencepiece file."""
     mistral_common = pytest.importorskip("mistral_common")
     shutil.copy(Path(str(mistral_common.__file__)).parent / "data" / "tokenizer.model.v1", folder / "tokenizer.model")
-    return LlamaTokenizer.from_pretrained(folder)
+    tokenizer: PreTrainedTokenizerBase = LlamaTokenizer.from_pretrained(folder)
+    return tokenizer
 
 
 def bytes_of_chatml(folder: Path) -> PreTrainedTokenizerBase:
@@ -71,7 +72,7 @@ TOKENIZERS = (mistral, bytes_of_chatml, unigram, words)
 @pytest.mark.parametrize("make", TOKENIZERS)
 def test_what_is_judged_becomes_no_control_token_and_no_mark(make: Callable[[Path], PreTrainedTokenizerBase], tmp_path: Path) -> None:
     tokenizer = make(tmp_path)
-    control = {*tokenizer.all_special_ids, *tokenizer.convert_tokens_to_ids(["<\uff5cUser\uff5c>"])} - {tokenizer.unk_token_id}
+    control = {*tokenizer.all_special_ids, tokenizer.convert_tokens_to_ids("<\uff5cUser\uff5c>")} - {tokenizer.unk_token_id}
     plain = Plain(tokenizer, AROUND)
     met = set()
     for text in INJECTED:

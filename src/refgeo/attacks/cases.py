@@ -45,8 +45,15 @@ class Attacked(NamedTuple):
 
 
 def case_from(fields: Mapping[str, Any]) -> Case:
-    """A case from its JSON fields: lists become tuples, and fields that an older version did not write get their defaults."""
-    return Case(**{**fields, "others": tuple(fields.get("others", ()))})
+    """A case from its JSON fields: lists become tuples, and fields that an older version did not write get their defaults.
+
+    Raises ``TypeError`` for fields that make no case.
+    """
+    case = Case(**{**fields, "others": tuple(fields.get("others", ()))})
+    wrong = [name for name in ("behavior", "prompt", "target", "attack") if not isinstance(getattr(case, name), str)]
+    if wrong:
+        raise TypeError(f"its {wrong[0]} is {str(fields[wrong[0]])[:80]!r}, expected text")
+    return case
 
 
 def save_cases(path: Path, cases: Sequence[Case]) -> str:

@@ -73,7 +73,8 @@ def load_plane(folder: Path) -> Plane | str:
     place = reading.stage_json(folder / layout.AXES_PLACE)
     if "missing" in place:
         return str(place["missing"])
-    tensors = reading.read_tensors(folder / layout.AXES)
+    place = reading.stage_json(folder / layout.AXES_PLACE, kinds={**reading.PLACE, "status": str})
+    tensors = reading.read_tensors(folder / layout.AXES, {"x": 1, "y": 1, "origin": 1})
     return Plane(tensors["x"], tensors["y"], tensors["origin"], place["layer"], place["place"], place["position"], place["status"])
 
 
@@ -107,7 +108,7 @@ def _outcomes(folder: Path) -> dict[tuple[str, str, str], bool]:
 
 def _source(arm: str, seed: int | None, step: int, folder: Path) -> Source:
     # The activations beside the candidates are large; only the candidates are read.
-    return Source(arm, seed, step, read_carrier(folder), reading.read_tensor(folder / layout.TENSORS, "candidates"))
+    return Source(arm, seed, step, read_carrier(folder), reading.read_tensor(folder / layout.TENSORS, "candidates", 3))
 
 
 def _own(job: Job) -> Path:

@@ -45,13 +45,15 @@ def write_geometry(out: Path, found: Geometry) -> None:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a measured geometry. Raises ``StoreError`` when they are not there."""
-    return reading.read_tensors(_there(folder, layout.TENSORS))
+    """The tensors of a measured geometry. Raises ``StoreError`` when they are not there, or of other shapes."""
+    return reading.read_tensors(_there(folder, layout.TENSORS), {"candidates": 3, "harmful": 4, "harmless": 4})
 
 
 def read_carrier(folder: Path) -> dict[str, Any]:
-    """The carrier of a measured geometry. Raises ``StoreError`` when it is not there."""
-    return reading.stage_json(_there(folder, layout.CARRIER))
+    """The carrier of a measured geometry. Raises ``StoreError`` when it is not there, or says something else than a carrier does."""
+    path = _there(folder, layout.CARRIER)
+    found = reading.stage_json(path, kinds=reading.CARRIER)
+    return found if found["status"] == "none" else reading.stage_json(path, kinds={**reading.CARRIER, **reading.PLACE})
 
 
 def _there(folder: Path, name: str) -> Path:
