@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +18,7 @@ from hostile import WHOLE, written
 from refgeo.config.load import dump_study, load_study
 from refgeo.config.schema import Study
 from refgeo.errors import StoreError
+from refgeo.lm.model import LanguageModel
 from refgeo.measures.table import COLUMNS
 from refgeo.report.build import build_report
 from refgeo.report.inspect_log import _finished
@@ -27,7 +28,7 @@ from refgeo.study import forms, layout
 from refgeo.study.across import load_plane
 from refgeo.study.closing import closing_words
 from refgeo.study.forms import Form
-from refgeo.study.loading import read_carrier, read_tensors
+from refgeo.study.loading import check_fit, read_carrier, read_tensors
 from refgeo.study.reading import FIX, TOLD, read_rows, read_stage, read_table
 from refgeo.study.store import STAGE, Store
 from test_tables_docs import PAGE, spelled_out
@@ -69,7 +70,7 @@ def run(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "run"))
 
 
-def damaged(table: pd.DataFrame, kinds: forms.Mapping[str, forms.Kind]) -> Iterator[tuple[str, pd.DataFrame]]:
+def damaged(table: pd.DataFrame, kinds: Mapping[str, forms.Kind]) -> Iterator[tuple[str, pd.DataFrame]]:
     """One column after the other with values of another kind, without values, and gone."""
     for name in table.columns:
         for value in WRONG.get(kinds[name], ()) if name in kinds else ([1], {"a": 1}, b"x"):
@@ -116,7 +117,7 @@ def test_columns_that_belong_to_some_rows_are_needed_there_alone(tmp_path: Path)
         ({"a": [1]}, "no column 'set'"),
     ):
         with pytest.raises(StoreError, match=told):
-            read(**columns)  # type: ignore[arg-type]  # lists of several kinds
+            read(**columns)
     pd.DataFrame({"set": pd.Series(dtype="object")}).to_parquet(path)
     assert read_table(path, form).empty
     pd.DataFrame({"set": ["z"], "b": [1.0]}).set_index("set").to_parquet(path)
@@ -221,6 +222,22 @@ def test_tensors_that_are_missing_or_of_another_shape_are_named(tmp_path: Path) 
             save_file({other: one for other, one in (whole | {name: wrong}).items() if one is not None}, tmp_path / layout.TENSORS)
             with pytest.raises(StoreError, match=f"Cannot read tensors '{tmp_path / layout.TENSORS}': .*{name}"):
                 read_tensors(tmp_path)
+
+
+def test_a_carrier_and_a_model_that_do_not_fit_the_tensors_are_named(tmp_path: Path, tiny_lm: LanguageModel) -> None:
+    size = (2, tiny_lm.depth, tiny_lm.width)
+    save_file(
+        {"candidates": torch.zeros(size), "harmful": torch.zeros(5, *size), "harmless": torch.zeros(5, *size)}, tmp_path / layout.TENSORS
+    )
+    written(tmp_path, layout.CARRIER, json.dumps(PLACE))
+    assert read_carrier(tmp_path) == PLACE
+    check_fit(tiny_lm, read_tensors(tmp_path), tmp_path)
+    for wrong in ({"layer": tiny_lm.depth}, {"place": 2}, {"place": -1}):
+        written(tmp_path, layout.CARRIER, json.dumps(PLACE | wrong))
+        with pytest.raises(StoreError, match=rf"carrier\.json' names layer .*of {tiny_lm.depth} layers and 2 places"):
+            read_carrier(tmp_path)
+    with pytest.raises(StoreError, match=f"is of a model with {tiny_lm.depth} layers of width 5"):
+        check_fit(tiny_lm, {"candidates": torch.zeros(2, tiny_lm.depth, 5)}, tmp_path)
 
 
 def test_a_carrier_and_a_plane_that_lie_nowhere_are_named(tmp_path: Path) -> None:

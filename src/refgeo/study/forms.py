@@ -81,8 +81,7 @@ REPLAY = _measured(
     {"method": str, "source_arm": str, "source_seed": int, "source_step": int},
     where={("metric", "asr_replay.*"): ("source_arm?", "source_seed?", "source_step")},
 )
-_SCORES = ("s_total", "s_refuse", "s_comply", "kl", "kl_first", "cosmic_refuse", "cosmic_comply", "odds_refuse", "odds_comply")
-_SCORES += ("induced", "bypassed")
+_SCORES = "s_total s_refuse s_comply kl kl_first cosmic_refuse cosmic_comply odds_refuse odds_comply induced bypassed".split()
 SCAN = Form(
     {
         "why_not": str,
