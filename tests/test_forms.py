@@ -29,7 +29,7 @@ from refgeo.study.across import load_plane
 from refgeo.study.closing import closing_words
 from refgeo.study.forms import Form
 from refgeo.study.loading import check_fit, read_carrier, read_tensors
-from refgeo.study.reading import FIX, TOLD, read_rows, read_stage, read_table
+from refgeo.study.reading import FIX, TOLD, read_attacked, read_rows, read_stage, read_table
 from refgeo.study.store import STAGE, Store
 from test_tables_docs import PAGE, spelled_out
 
@@ -208,6 +208,14 @@ def test_completions_with_a_word_of_another_kind_are_refused(name: str, whole: P
     path = written(tmp_path, "t.jsonl", json.dumps({**row, name: None}) + "\n" + json.dumps({**row, name: [1]}))
     with pytest.raises(StoreError, match=f"line 2 of .*its {name} is"):
         read_rows(path, TOLD)
+
+
+def test_attacked_completions_have_steps_and_are_some(whole: Path, tmp_path: Path) -> None:
+    lines = (whole / ANCHOR / "stress" / layout.TRANSCRIPTS).read_text(encoding="utf-8")
+    assert set(read_attacked(written(tmp_path, "t.jsonl", lines))["attack_steps"]) == {16, 64}
+    for content, told in (("", "has no completions"), (lines.replace("attack_steps", "steps"), "line 1 of .* it has no attack_steps")):
+        with pytest.raises(StoreError, match=told):
+            read_attacked(written(tmp_path, "t.jsonl", content))
 
 
 PLACE = {"status": "carrier", "layer": 1, "place": 0, "position": -1}

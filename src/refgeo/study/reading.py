@@ -177,6 +177,16 @@ def read_rows(path: Path, kinds: Kinds = MappingProxyType({})) -> list[dict[str,
     return rows
 
 
+def read_attacked(path: Path) -> pd.DataFrame:
+    """The judged completions of an adaptive attack, each with the steps it was given. Raises ``StoreError`` also when there are none."""
+    import pandas as pd
+
+    rows = read_rows(path, {**TOLD, "attack": str, "attack_steps": int | float})
+    if not rows:
+        raise StoreError(f"Cannot read transcripts, '{path}' has no completions", fix=FIX)
+    return pd.DataFrame(rows)
+
+
 def read_tensors(path: Path, needed: Mapping[str, int]) -> dict[str, Tensor]:
     """The tensors of a safetensors file, among them the ``needed`` ones: floats in so many dimensions, the last sizes the same in all.
 

@@ -38,7 +38,7 @@ from refgeo.statistics import exact
 from refgeo.study import layout
 from refgeo.study.job import Job
 from refgeo.study.loading import check_fit, evaluation_sets, read_carrier, read_tensors, write_geometry, write_tables
-from refgeo.study.reading import TOLD, read_rows
+from refgeo.study.reading import read_attacked
 from refgeo.study.shards import Shards, drop_others, sweep
 from refgeo.training.loop import train as train_arm
 
@@ -168,7 +168,7 @@ def intervention(job: Job) -> None:
     items: list[Item] = evaluation_items(sets, _cases(job))
     stressed = _own(job) / "stress" / layout.TRANSCRIPTS
     if study.intervention.adaptive and any(name.endswith("/stress") for name in job.ticket.inputs):
-        items += adaptive_items(sets.behaviors, pd.DataFrame(read_rows(stressed, TOLD)))
+        items += adaptive_items(sets.behaviors, read_attacked(stressed))
     few = study.data.chat.model_copy(update={"limit": study.intervention.chats})
     judge, lm, tensors = _judge(job), _model(job), read_tensors(folder)
     check_fit(lm, tensors, folder)
