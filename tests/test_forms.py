@@ -218,7 +218,7 @@ def test_attacked_completions_have_steps_and_are_some(whole: Path, tmp_path: Pat
             read_attacked(written(tmp_path, "t.jsonl", content))
 
 
-PLACE = {"status": "carrier", "layer": 1, "place": 0, "position": -1}
+PLACE = {"status": "carrier", "layer": 1, "place": 0, "position": -1, "projection_gap": 1.5, "evaluation_layers": [1, 2]}
 
 
 def test_tensors_that_are_missing_or_of_another_shape_are_named(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_a_carrier_and_a_plane_that_lie_nowhere_are_named(tmp_path: Path) -> Non
             path = written(tmp_path, file, json.dumps(PLACE | wrong))
             with pytest.raises(StoreError, match=f"Cannot read '{path}': its {next(iter(wrong))} is"):
                 read(tmp_path)
-    written(tmp_path, layout.CARRIER, json.dumps({"status": "none", "reason": "nothing"}))
+    written(tmp_path, layout.CARRIER, json.dumps({"status": "none", "reason": "nothing", "evaluation_layers": []}))
     assert read_carrier(tmp_path)["status"] == "none"
     written(tmp_path, layout.AXES_PLACE, json.dumps(PLACE))
     save_file({"x": torch.zeros(3), "y": torch.zeros(3), "origin": torch.zeros(2)}, tmp_path / layout.AXES)

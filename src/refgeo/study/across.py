@@ -20,7 +20,7 @@ from refgeo.measures.projection import Attacked, Plane, measure_projection, plan
 from refgeo.measures.transfer import Source, measure_transfer
 from refgeo.study import layout, reading
 from refgeo.study.job import Job
-from refgeo.study.loading import read_carrier, read_tensors
+from refgeo.study.loading import check_fit, read_carrier, read_tensors
 
 START = "start"
 
@@ -38,7 +38,9 @@ def transfer(job: Job) -> None:
     spoken = read_carrier(beginning).get("refusal_tokens") or ()
     assert isinstance(spoken, list | tuple)
     probes, tensors = load_probes(study.data.probes), read_tensors(own)
-    table = measure_transfer(_model(job), probes, sources, tensors, read_carrier(own), study.geometry, study.seed, spoken, job.progress)
+    lm = _model(job)
+    check_fit(lm, tensors, own)
+    table = measure_transfer(lm, probes, sources, tensors, read_carrier(own), study.geometry, study.seed, spoken, job.progress)
     table.to_parquet(job.out / layout.TABLE, index=False)
 
 

@@ -57,7 +57,7 @@ def read_carrier(folder: Path) -> dict[str, Any]:
     found = reading.stage_json(path, kinds=reading.CARRIER)
     if found["status"] == "none":
         return found
-    found = reading.stage_json(path, kinds={**reading.CARRIER, **reading.PLACE})
+    found = reading.stage_json(path, kinds=reading.DIRECTION)
     if (folder / layout.TENSORS).is_file():
         places, layers, _ = reading.read_tensor(folder / layout.TENSORS, "candidates", 3).shape
         if not (0 <= found["place"] < places and 0 <= found["layer"] < layers):

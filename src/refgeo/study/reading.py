@@ -46,11 +46,13 @@ PLACE: Kinds = dict.fromkeys(("layer", "place", "position"), int)
 CARRIER: Kinds = {
     "status": str,
     **dict.fromkeys(("reason", "site"), str | None),
-    **dict.fromkeys(("evaluation_layers", "refusal_tokens"), list | None),
+    "evaluation_layers": list,
+    "refusal_tokens": list | None,
     **dict.fromkeys(("nearest", "best_effect"), dict | None),
-    "projection_gap": int | float | None,
 }
-"""What carrier.json says, beside where it lies if it is one."""
+"""What carrier.json says."""
+DIRECTION: Kinds = {**CARRIER, **PLACE, "projection_gap": int | float}
+"""The same where there is a direction."""
 FIX = "Delete that stage folder and run again"
 _WORDS: Mapping[type | None, str] = {
     str: "text",
