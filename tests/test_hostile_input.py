@@ -119,14 +119,53 @@ def test_whatever_a_text_holds_it_becomes_the_name_of_one_file(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "url",
-    ["https://me:geheim@example.org/a.csv", "https://example.org/a.csv?token=geheim", "https://x.org/a.csv?X-Amz-Signature=geheim"],
+    [
+        "https://me:geheim@example.org/a.csv",
+        "https://geheim@example.org/a.csv",
+        "HTTPS://me:geheim@example.org/a.csv",
+        " https://me:geheim@example.org/a.csv",
+        "git+https://me:geheim@example.org/a.csv",
+        "https://example.org/a.csv?token=geheim",
+        "https://example.org/a.csv#access_token=geheim",
+        "https://x.org/a.csv?X-Amz-Signature=geheim",
+        "https://x.org/a.csv?k=geheimQ29uZmlkZW50aWFs12",
+        "https://x.org/a.csv?h=geheim&hash=0123456789abcdef0123456789abcdef",
+    ],
 )
 def test_a_secret_in_an_address_is_refused_and_not_repeated(url: str) -> None:
     for key in ("data.chat", "data.behaviors_test.targets", "data.filler", "judge.served.url"):
         with pytest.raises(ConfigError, match="carries a password or a token") as error:
             load_study("pocket", [f"{key}={url}"])
         assert "geheim" not in str(error.value)
-    assert not has_secret("https://example.org/a.csv?download=true&revision=3")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://example.org/a.csv?download=true&revision=3",
+        "https://example.org/a.csv?id=1AbCdEfGhIjKlMnOpQrStUvWxYz012345",
+        f"https://example.org/a.csv?commit={'0a' * 20}",
+        "https://example.org/get?file=harmbench_behaviors_text_all_2024.csv",
+        "runs/a?token=b",
+        "Read https://example.org/?token=x before you answer.",
+    ],
+)
+def test_an_address_that_only_says_which_file_is_meant_is_taken(text: str) -> None:
+    assert not has_secret(text)
+
+
+def test_no_error_repeats_a_login_or_a_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signed = "https://me:geheim@cdn.org/a.csv?Expires=9&Policy=geheim"
+    for text in (signed, f"(for url: {signed})", f"'{signed}'", f"no answer from {signed}, twice from http://x:geheim@proxy:8080"):
+        said = str(DataError(f"Cannot download {text}", expected=text, fix=text))
+        assert "geheim" not in said
+        assert "cdn.org/a.csv?..." in said
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Redirected(b"x"))
+    monkeypatch.setattr(Redirected, "url", signed.replace("https", "http"))
+    with pytest.raises(DataError, match="leads to") as error:
+        download("https://x.org/a.csv", tmp_path / "a.csv")
+    assert "geheim" not in str(error.value)
+    assert str(DataError("Is it a@b.org? See https://x.org/a/b#c")) == "Is it a@b.org? See https://x.org/a/b#c."
 
 
 @pytest.mark.parametrize(

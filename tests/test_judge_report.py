@@ -58,7 +58,7 @@ def test_what_is_unscored_is_shown_with_both_bounds(tmp_path: Path) -> None:
     # seed 1: 8 of 20 unscored, 6 of 12 harmful, so between 6/20 and 14/20; seed 2: half of 20
     assert direct == ["R2D2 50", "direct requests", "attack success", "20.0%", "0.50", "0.40", "0.60", "20"]
     # the scores are 0.5: seed 1 lies between 0.5 * 12/20 and that + 8/20
-    assert strong == ["R2D2 50", "StrongREJECT prompts", "StrongREJECT score", "20.0%", "0.50", "0.40", "0.60", "20"]
+    assert strong == ["R2D2 50", "StrongREJECT requests", "StrongREJECT score", "20.0%", "0.50", "0.40", "0.60", "20"]
     assert any("unscored in 2 of 4 sets at all anchors, at most 20% of one" in words for words in found.words)
 
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from fabricated_run import completions
+from fabricated_run import completions, floor_table
 from judging_models import save_deciding_judge, save_judge
 from refgeo.config.judge import JudgeSettings, OneJudgeSettings
 from refgeo.config.load import load_study
@@ -29,6 +29,8 @@ from refgeo.judging.compare import ALL_AGREE, CONSTANT, NOBODY, ONE_ANSWER, comp
 from refgeo.judging.models import check_models
 from refgeo.judging.quality import kappa
 from refgeo.judging.verdict import Label, RefusalClass
+from refgeo.measures.table import frame, row
+from refgeo.statistics import exact
 from refgeo.study import layout
 from refgeo.study.closing import closing_words
 from refgeo.study.digests import Digests
@@ -261,12 +263,11 @@ def test_the_end_of_a_run_says_what_matters_and_nothing_of_an_exact_judge(tiny: 
     for anchor in layout.anchors(run, study):
         (folder := anchor.part("behavior")).mkdir(parents=True, exist_ok=True)
         lost = 0.25 if anchor.step == 6 else 0.0
-        pd.DataFrame({"metric": ["unscored"], "subset": ["all"], "value": [lost], "n": [40]}).to_parquet(folder / layout.TABLE)
+        frame([row("direct", "unscored", exact(lost, 40))]).to_parquet(folder / layout.TABLE)
     (run / layout.JUDGE_FLOOR).mkdir(parents=True)
-    row = {"reply": "canned refusal", "harmful": 0.0, "score": 0.0312, "n": 16}
-    pd.DataFrame([{**row, "set": "direct", "score": 0.5}, {**row, "set": "strongreject"}]).to_parquet(
-        run / layout.JUDGE_FLOOR / layout.TABLE
-    )
+    floor = floor_table(0.0312)
+    floor.loc[floor["set"] == "direct", "score"] = 0.5
+    floor.to_parquet(run / layout.JUDGE_FLOOR / layout.TABLE)
     lines = closing_words(run, study)
     assert lines[0] == "Judge: 10.0% of 200 judged attacks unscored, at most 25% of one set at one anchor."
     assert lines[1] == "Floor: a canned refusal scores 0.03 on the StrongREJECT scale and counts as harmful in 0% of 16 requests."

@@ -7,10 +7,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from rich.console import Console
 
+from refgeo.measures.table import frame, row
+from refgeo.statistics import exact
 from refgeo.study import progress
 from refgeo.study.graph import Graph, Record, Stage
 from refgeo.study.progress import Reporter, Standing
@@ -213,13 +214,10 @@ def test_status_of_a_large_study_has_one_line_per_anchor(tmp_path: Path, width: 
 def test_the_adaptive_number_is_that_of_all_attack_seeds_at_the_full_budget(tmp_path: Path) -> None:
     attacked = stage("stress", "r2d2", 9, name="stress")
     rates = {("adaptive_gcg", 10): 0.1, ("adaptive_gcg", 40): 0.3, ("per_attack_seed", 40): 0.5, ("adaptive_aware", 40): 0.7}
-    rows = [
-        {"set": name, "metric": "asr_adaptive_gcg", "subset": "all", "value": rate, "attack_steps": steps}
-        for (name, steps), rate in rates.items()
-    ]
+    rows = [row(name, "asr_adaptive_gcg", exact(rate), attack_steps=steps) for (name, steps), rate in rates.items()]
     folder = tmp_path / attacked.folder
     folder.mkdir(parents=True)
-    pd.DataFrame(rows).to_parquet(folder / "table.parquet")
+    frame(rows).to_parquet(folder / "table.parquet")
     assert list(headlines(Store(tmp_path), {"stress": attacked}, {attacked.id})) == ["", "", "0.30", "", ""]
 
 

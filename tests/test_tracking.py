@@ -142,7 +142,7 @@ def test_lines_of_several_writers_stay_whole(store: Store) -> None:
 def test_numbers_are_those_of_the_whole_set_and_absent_when_not_measured(store: Store) -> None:
     made = stage("geometry")
     rows = [row("best_effect", "carrier_depth", exact(0.9)), row("carrier", "carrier_depth", exact(float("nan"), 0))]
-    rows += [row("layer", "effective_rank", exact(9.0)), row("field", "effective_rank", exact(1.5), matrix="raw")]
+    rows += [row("layer", "effective_rank", exact(9.0), layer=1, matrix="raw"), row("field", "effective_rank", exact(1.5), matrix="raw")]
     publish(store, made, "table.parquet", frame(rows))
     assert headline_numbers(store, made) == {"effective_rank": 1.5}
     assert headline_numbers(store, stage("drift")) == {}

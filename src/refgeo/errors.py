@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 LONGEST = 10_000
 """Characters of a message: what it quotes can be a cell of megabytes."""
+_LOGIN = re.compile(r"(?<=://)[^\s/?#'\"<>]*@")
+_QUERY = re.compile(r"(?<=://)([^\s?#'\"<>]*)\?[^\s'\"<>)]+")
 
 
 class RefgeoError(Exception):
-    """Base of all errors raised on purpose; the command line prints it without a traceback and exits with code 2."""
+    """Base of all errors raised on purpose; the command line prints it without a traceback and exits with code 2.
+
+    A message goes to the terminal and into the logs of a run, so it repeats no login and no query of an address: a library may quote the
+    signed address that a download was sent on to.
+    """
 
     def __init__(self, problem: str, *, expected: str = "", fix: str = "") -> None:
         parts = [problem, f"Expected {expected}" if expected else "", fix]
-        super().__init__(" ".join(_shortened(part if part.endswith((".", "?", "!")) else f"{part}.") for part in parts if part))
+        super().__init__(
+            " ".join(_shortened(part if part.endswith((".", "?", "!")) else f"{part}.") for part in map(_public, parts) if part)
+        )
 
 
 class ConfigError(RefgeoError, ValueError):
@@ -43,6 +52,15 @@ class EmptyField(RefgeoError, ValueError):
 
 class StoreError(RefgeoError, OSError):
     """A run folder that cannot be read, written, or that belongs to another configuration."""
+
+
+def _public(text: str) -> str:
+    """A text whose addresses have neither login nor query.
+
+    >>> _public("at https://me:word@x.org/a.csv?X-Sig=1 (404)")
+    'at https://x.org/a.csv?... (404)'
+    """
+    return _QUERY.sub(r"\1?...", _LOGIN.sub("", text))
 
 
 def _shortened(text: str) -> str:

@@ -16,6 +16,9 @@ from refgeo.config.reading import parse_json
 from refgeo.errors import DataError
 from refgeo.lm.messages import Placement
 
+NEEDED = ("behavior", "request", "target", "attack")
+"""Fields without which there is no case."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -47,11 +50,14 @@ class Attacked(NamedTuple):
 def case_from(fields: Mapping[str, Any]) -> Case:
     """A case from its JSON fields: lists become tuples, fields that an older version did not write get their defaults.
 
-    Raises ``DataError`` for other fields.
+    Raises ``DataError`` for fields that make no case.
     """
     names = [one.name for one in dataclasses.fields(Case)]
-    if not {"behavior", "request", "target", "attack"} <= set(fields) <= set(names):
+    if not set(NEEDED) <= set(fields) <= set(names):
         raise DataError(f"A test case has the fields {', '.join(fields)}", expected=f"{', '.join(names)}; the first four at least")
+    wrong = [name for name in NEEDED if not isinstance(fields[name], str)]
+    if wrong:
+        raise DataError(f"A test case has the {wrong[0]} {str(fields[wrong[0]])[:80]!r}", expected="text")
     return Case(**{**fields, "others": tuple(fields.get("others", ()))})
 
 

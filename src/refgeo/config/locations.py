@@ -20,6 +20,9 @@ OFFLINE = (
 LONGEST_NAME = 120
 """Bytes of a file's name: a quarter of what systems allow stays free for the marks of temporary files."""
 _SECRET = re.compile(r"(^|[-_.])(token|key|apikey|sig|signature|secret|password|passwd|pwd|credential|auth)$", re.IGNORECASE)
+_ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_RANDOM = re.compile(r"(?=.*[a-z])(?=.*[A-Z])(?=.*\d)[\w+/=~.-]{20,}$|[0-9a-fA-F]{24,}$")
+_FILE = re.compile(r"(id|rev|revision|ref|commit|sha|sha1|sha256|md5|version)$", re.IGNORECASE)
 
 
 def locate(path: str) -> Path | None:
@@ -52,14 +55,21 @@ def is_url(path: str) -> bool:
 
 
 def has_secret(text: str) -> bool:
-    """Whether an address carries a password, or a token in its query: it would be written into every run folder and report."""
-    if not text.startswith(("https://", "http://")):
+    """Whether an address carries a password, or a token in its query: it would be written into every run folder and report.
+
+    A token is told by its name, or by a value that looks drawn at random under a name that does not say which file is meant.
+
+    >>> has_secret("https://x.org/a.csv?k=Zm9vYmFyMTIzNDU2Nzg5MA"), has_secret("https://x.org/a.csv?download=true")
+    (True, False)
+    """
+    if not _ADDRESS.match(text):
         return False
     try:
-        parts = urlsplit(text)
+        parts = urlsplit(text.strip())
     except ValueError:  # no address at all: whoever opens it says so
         return False
-    return "@" in parts.netloc or any(_SECRET.search(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True))
+    given = (pair for part in (parts.query, parts.fragment) for pair in parse_qsl(part, keep_blank_values=True))
+    return "@" in parts.netloc or any(_SECRET.search(name) or (_RANDOM.match(value) and not _FILE.match(name)) for name, value in given)
 
 
 def plain_name(text: str, otherwise: str) -> str:

@@ -21,6 +21,7 @@ from refgeo.lm.model import LanguageModel
 from refgeo.measures.behavior import EvaluationSets, evaluation_items
 from refgeo.measures.intervention import measure_intervention
 from refgeo.progress import Progress
+from refgeo.study import forms
 from refgeo.study.layout import CARRIER, SCAN
 from refgeo.study.loading import evaluation_sets, read_carrier, read_tensors, write_tables
 from refgeo.study.reading import read_table
@@ -145,7 +146,7 @@ def _given(subject: Subject, scan: Scan | Path | None, among: int) -> _Given | N
     if its is not None and subject.loaded is None and its != subject.identity():
         names = [" + ".join(str(part) for part in (one["path"], one["adapter"]) if part) for one in (its, subject.identity())]
         raise StoreError(f"The scan in '{folder}' is of '{names[0]}', not of '{names[1]}'", fix="Scan this model, or leave out --scan")
-    return _Given(read_tensors(folder), read_carrier(folder), _positions(read_table(folder / SCAN, ("position",))))
+    return _Given(read_tensors(folder), read_carrier(folder), _positions(read_table(folder / SCAN, forms.SCAN)))
 
 
 def _positions(scan: pd.DataFrame) -> list[int]:

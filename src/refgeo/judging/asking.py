@@ -10,6 +10,7 @@ from typing import Protocol, cast, runtime_checkable
 from refgeo.config.judge import Meaning, ServedSettings
 from refgeo.errors import ContextOverflow
 from refgeo.judging.models import clip, digest
+from refgeo.judging.plain import Plain, fill
 from refgeo.judging.reader import Opinion, Template
 from refgeo.judging.verdict import Exchange, RefusalClass
 from refgeo.lm.chat import MARKER, ChatRenderer, check_length
@@ -42,7 +43,7 @@ class LocalLLM:
 
     def __init__(self, model: Callable[[], LanguageModel], identity: str, *, clip_tokens: int, max_new_tokens: int, batch: int) -> None:
         self.model, self.clip_tokens, self.max_new_tokens, self.batch = model, clip_tokens, max_new_tokens, batch
-        self.identity = digest(["local", identity, repr((clip_tokens, max_new_tokens))])
+        self.identity = digest(["local", "plain", identity, repr((clip_tokens, max_new_tokens))])
 
     def ask(self, template: Template, exchanges: Sequence[Exchange]) -> list[str | ContextOverflow]:
         """One reply per exchange, in order."""
@@ -51,8 +52,9 @@ class LocalLLM:
             lm = replace(lm, chat=ChatRenderer(lm.tokenizer, template.system))
         replies: list[str | ContextOverflow] = []
         prompts = []
+        plain = Plain(lm.tokenizer, "".join(lm.chat.frame("request")) + template.text)
         for given in exchanges:
-            text = template.fill(given.request, clip(lm, given.completion, self.clip_tokens))
+            text = fill(template, given, plain, clip(lm, given.completion, self.clip_tokens))
             # To the renderer the marker is a place for an attack string; here it is a word like any other.
             prompt = lm.chat.prompt(text.replace(MARKER, "{ attack }"))
             try:
@@ -73,12 +75,13 @@ class ServedLLM:
         self.served = served if served is not None else Served(settings)
         self.max_new_tokens = max_new_tokens
         told = settings.model_dump_json(include={"url", "model", "body"})
-        self.identity = digest(["served", told, repr(max_new_tokens)])
+        self.identity = digest(["served", "plain", told, repr(max_new_tokens)])
 
     def ask(self, template: Template, exchanges: Sequence[Exchange]) -> list[str | ContextOverflow]:
         """One reply per exchange, in order. Raises ``ServerError``."""
         first: list[tuple[Role, str]] = [] if template.system is None else [("system", template.system)]
-        asked: list[list[tuple[Role, str]]] = [[*first, ("user", template.fill(given.request, given.completion))] for given in exchanges]
+        plain = Plain(None, template.text)
+        asked: list[list[tuple[Role, str]]] = [[*first, ("user", fill(template, given, plain, given.completion))] for given in exchanges]
         return self.served.attempt(asked, self.max_new_tokens)
 
 

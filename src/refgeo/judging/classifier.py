@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from refgeo.errors import ModelError
 from refgeo.judging.models import clip, digest
+from refgeo.judging.plain import Plain, fill
 from refgeo.judging.reader import Opinion, Template
 from refgeo.judging.verdict import Exchange, Label
 from refgeo.lm.batch import left_pad, places_of
@@ -41,13 +42,14 @@ class TokenReader:
     ) -> None:
         self.model, self.template, self.answers, self.graded = model, template, answers, graded
         self.threshold, self.clip_tokens, self.batch = threshold, clip_tokens, batch
-        self.identity = digest(["token", identity, template.text, repr(dict(answers)), repr((graded, threshold, clip_tokens))])
+        self.identity = digest(["token", "plain", identity, template.text, repr(dict(answers)), repr((graded, threshold, clip_tokens))])
 
     def read(self, exchanges: Sequence[Exchange]) -> list[Opinion]:
         """One opinion per exchange. Raises ``ModelError`` when the tokenizer has no token for an answer, or memory runs out."""
         lm = self.model()
         tokens = {answer: answer_tokens(lm, answer) for answer in self.answers}
-        prompts = [self.template.fill(given.request, clip(lm, given.completion, self.clip_tokens)) for given in exchanges]
+        plain = Plain(lm.tokenizer, self.template.text)
+        prompts = [fill(self.template, given, plain, clip(lm, given.completion, self.clip_tokens)) for given in exchanges]
         rows = [encode(lm, prompt) for prompt in prompts]
         fitting = [index for index, row in enumerate(rows) if len(row) <= lm.context]
         shares, likeliest = answer_probabilities(lm, [rows[index] for index in fitting], list(tokens.values()), self.batch)

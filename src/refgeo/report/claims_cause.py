@@ -142,6 +142,7 @@ def _beyond_controls(evidence: Evidence, step: int, kind: str, set_name: str, me
         shares = []
     for one in evidence.per_seed("intervention", "r2d2", step, set_name, f"{metric}_percentile", **_full_strength(evidence, kind)):
         beaten = math.floor((one.value if rises else 1 - one.value) * one.n + 1e-9)
+        beaten = min(max(beaten, 0), one.n)
         shares.append(rate([True] * beaten + [False] * (one.n - beaten)))
     return evidence.part(what, shares, "above", BEYOND, _effect(step, set_name, f"{metric}_percentile").source(), SHARE)
 

@@ -105,7 +105,7 @@ def _versions(pairs: list[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> pd.Da
     sides: list[dict[str, set[str]]] = [{}, {}]
     for pair in pairs:
         for found, record in zip(sides, pair, strict=True):
-            kind = str(record["id"]).split("/")[-1]
+            kind = str(record.get("id", "")).split("/")[-1]
             for name, version in {**record.get("libraries", {}), f"code of stage '{kind}'": record.get("version")}.items():
                 found.setdefault(name, set()).add(str(version))
     left, right = ({name: ", ".join(sorted(seen)) for name, seen in side.items()} for side in sides)

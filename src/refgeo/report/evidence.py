@@ -114,11 +114,11 @@ class Evidence:
         return kept
 
     def _places(self, table: Measure) -> dict[tuple[str, int, str, str], list[int]]:
-        """Where the rows of every quantity lie, for the whole sets; a row without a value counts as not measured."""
+        """Where the rows of every quantity lie, for the whole sets; a row without a finite value counts as not measured."""
         if table not in self._index:
             whole: pd.DataFrame = getattr(self.tables, table)
             places: dict[tuple[str, int, str, str], list[int]] = {}
-            useful = (whole["subset"] == "all") & whole["value"].notna()
+            useful = (whole["subset"] == "all") & np.isfinite(whole["value"].astype("float64"))
             columns = (whole[name] for name in ("arm", "step", "set", "metric"))
             for place, (arm, step, set_name, metric, keep) in enumerate(zip(*columns, useful, strict=True)):
                 if keep:

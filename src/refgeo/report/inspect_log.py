@@ -10,6 +10,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -87,7 +88,7 @@ def export(run: Path, study: Study, out: Path, progress: Callable[[int, int], No
         for name, part in transcripts.groupby("set", sort=False) if len(transcripts) else ():
             start = anchor.step == 0
             where = Where("start" if start else anchor.arm, None if start else anchor.seed, anchor.step, str(name))
-            created = str(made.get("finished", "1970-01-01T00:00:00+00:00"))
+            created = _finished(made)
             log = _log(library, study, where, part, here[here["set"] == name], digest, created)
             stamp = re.sub(r"[^0-9A-Za-z]+", "-", created.removesuffix("+00:00"))
             file = out / f"{stamp}_{_task(where.set).replace('_', '-')}-{where.anchor}_{log.eval.eval_id}.eval"
@@ -169,7 +170,7 @@ def _log(library: _Inspect, study: Study, where: Where, rows: pd.DataFrame, tabl
         "seed": where.seed,
         "step": where.step,
         "set": where.set,
-        "judge": sorted({str(name) for name in rows["judge"]}),
+        "judge": sorted({str(name) for name in rows["judge"].dropna()}) if "judge" in rows else [],
     }
     spec = library.log.EvalSpec(
         created=created,
@@ -230,7 +231,8 @@ def _samples(library: _Inspect, rows: pd.DataFrame, key: str, model: str) -> Ite
 
 
 def _score(library: _Inspect, value: float | None, answer: str, row: Mapping[str, Any]) -> Any:
-    words = {"answer": answer, "explanation": str(row["raw"]) or f"{row['judge']}: {answer}"}
+    said, judge = (str(row[name]) if _known(row.get(name)) else "" for name in ("raw", "judge"))
+    words = {"answer": answer, "explanation": said or f"{judge}: {answer}"}
     return library.scorer.Score.unscored(**words) if value is None else library.scorer.Score(value=value, **words)
 
 
@@ -248,6 +250,14 @@ def _result(library: _Inspect, name: str, given: Sequence[Any], table: pd.DataFr
     here = [one for one in given if one is not None]
     unscored = sum(isinstance(one.value, float) and math.isnan(one.value) for one in here)
     return library.log.EvalScore(name=name, scorer=name, scored_samples=len(here) - unscored, unscored_samples=unscored, metrics=metrics)
+
+
+def _finished(made: Mapping[str, Any]) -> str:
+    """When a stage was finished, as its record says; the beginning of time where it says none."""
+    try:
+        return datetime.fromisoformat(str(made.get("finished"))).astimezone(UTC).isoformat()
+    except (ArithmeticError, ValueError):
+        return "1970-01-01T00:00:00+00:00"
 
 
 def _beside(metric: str) -> bool:

@@ -19,7 +19,8 @@ from refgeo.report.rules import number, told
 from refgeo.report.tables import Tables, arm_name, arm_order
 from refgeo.statistics import Interval
 from refgeo.study import layout
-from refgeo.study.closing import FLOOR, REFUSED
+from refgeo.study.closing import REFUSED
+from refgeo.study.forms import AGREEMENT, FLOOR
 
 Rows = list[list[str]]
 SCORE = "StrongREJECT"
@@ -63,7 +64,7 @@ def trust(run: Path, study: Study, tables: Tables) -> Trust:
     """
     floor = layout.stage_table(run / layout.JUDGE_FLOOR, FLOOR)
     second = study.judge.second
-    agreement = None if second is None else layout.stage_table(run / layout.JUDGE_AGREEMENT)
+    agreement = None if second is None else layout.stage_table(run / layout.JUDGE_AGREEMENT, AGREEMENT)
     found = _bounds(study, tables)
     rows, said = _unscored(study, found)
     words = [f"Judge: {_who(study.judge)}.", *([RULES_ONLY] if study.judge.kind == "rules" else []), said]
@@ -217,13 +218,15 @@ def _agreement(table: pd.DataFrame) -> Rows:
     for _, row in table.iterrows():
         agree, kappa = (_text(_estimate(row, name, 0)) for name in ("rate", "kappa"))
         name = WORDS.get(str(row["set"]), str(row["set"]))
-        rows.append([name, OF_NAMES[str(row["of"])], agree, kappa, str(int(row["n"])), str(int(row["left_out"]))])
+        rows.append([name, OF_NAMES.get(str(row["of"]), str(row["of"])), agree, kappa, str(int(row["n"])), str(int(row["left_out"]))])
     return [header, *rows]
 
 
 def _notes(table: pd.DataFrame) -> Iterator[str]:
     for note, part in table[table["note"] != ""].groupby("note", sort=False):
-        where = [f"{OF_NAMES[str(row['of'])]} in {WORDS.get(str(row['set']), str(row['set']))}" for _, row in part.iterrows()]
+        where = [
+            f"{OF_NAMES.get(str(row['of']), str(row['of']))} in {WORDS.get(str(row['set']), str(row['set']))}" for _, row in part.iterrows()
+        ]
         yield f"{str(note)[0].upper()}{str(note)[1:]} ({', '.join(where)})."
 
 

@@ -21,6 +21,7 @@ SETS: tuple[tuple[Measure, str, str, int], ...] = (
     ("behavior", "audit", "Everyday prompt", 3),
 )
 BENIGN = ("xstest_safe", "audit", "tail_safe")
+NO_SCORE = ("answered", "plain")
 LONGEST = 1200
 """Characters of a prompt, suffix or completion that are shown."""
 
@@ -81,7 +82,7 @@ def verdict(row: Mapping[str, object], set_name: str) -> tuple[str, str]:
     if benign:
         score = row["helpfulness"]
         words = {2: ("helpful", "good"), 1: ("partly helpful", "plain"), 0: ("wrong", "bad")}
-        return words[int(score)] if isinstance(score, int | float) and score == score else ("answered", "plain")
+        return words.get(int(score), NO_SCORE) if isinstance(score, int | float) and score == score else NO_SCORE
     known = {"harmful": ("does what is asked", "bad"), "unscored": ("not refused, unscored", "plain")}
     return known.get(str(row["label"]), ("not refused, not harmful", "plain"))
 

@@ -17,6 +17,7 @@ from refgeo.report.rules import Part
 from refgeo.report.tables import Tables
 from refgeo.study import layout
 from refgeo.study.files import save_csv
+from refgeo.study.forms import AGREEMENT, FLOOR
 
 OURS, THEIRS = "run", "paper"
 PART_COLUMNS = (
@@ -35,8 +36,8 @@ def write_sources(run: Path, out: Path, tables: Tables, answers: Sequence[Answer
     save_csv(out / "judge_unscored.csv", judge.bounds)
     costs = pd.DataFrame(stage_costs(run), columns=["id", "seconds", "memory", "fingerprint", "libraries"]).drop(columns="libraries")
     save_csv(out / "costs.csv", costs.rename(columns={"id": "stage"}))
-    for name, place in (("judge_floor", layout.JUDGE_FLOOR), ("judge_agreement", layout.JUDGE_AGREEMENT)):
-        table = layout.stage_table(run / place)
+    for name, place, form in (("judge_floor", layout.JUDGE_FLOOR, FLOOR), ("judge_agreement", layout.JUDGE_AGREEMENT, AGREEMENT)):
+        table = layout.stage_table(run / place, form)
         if table is not None:
             save_csv(out / f"{name}.csv", table)
 

@@ -14,8 +14,10 @@ from refgeo.measures.table import COLUMNS, frame
 from refgeo.report.adaptive_gap import gap_rows
 from refgeo.report.quantities import range_of
 from refgeo.statistics import CONFIDENCE, Interval
+from refgeo.study import layout
 from refgeo.study.files import save_csv
-from refgeo.study.layout import MEASURES, POINTS, SCAN, TABLE, TRANSCRIPTS, AnchorRef, Measure
+from refgeo.study.forms import OF_MEASURE, POINTS, SCAN, Form
+from refgeo.study.layout import MEASURES, TRANSCRIPTS, AnchorRef, Measure
 from refgeo.study.reading import TOLD, read_rows, read_table
 
 CELL = ("arm", "seed", "step")
@@ -24,9 +26,6 @@ NAMES = ("behavior", "geometry", "intervention", "stress", "projection")
 BESIDE = {"value", "low", "high", "n", "seed", "note", "change_norm", "carrier_status", "statuses", "controls_used", "stopped"}
 BESIDE |= {"source_seed", "source_layer", "source_position", "source_status"}
 """Columns that do not tell the quantities of one seed apart."""
-
-NEEDED = {TABLE: COLUMNS, SCAN: ("position", "layer", "s_total", "admissible", "carrier")}
-"""Columns without which a file of a run cannot be used."""
 
 ARM_NAMES = {"r2d2": "R2D2", "sft": "SFT"}
 
@@ -60,12 +59,13 @@ def arm_name(arm: str) -> str:
 
 def collect(anchors: Sequence[AnchorRef]) -> Tables:
     """Read every table that exists. What has not been measured is simply not there; an unreadable table raises ``StoreError``."""
-    parts = {measure: _stack(anchors, measure, TABLE) for measure in MEASURES}
+    parts = {measure: _stack(anchors, measure, layout.TABLE, OF_MEASURE[measure]) for measure in MEASURES}
     geometry = _joined([parts["geometry"], parts["drift"]])
     transfer = parts["transfer"]
     if "source_seed" in transfer:  # The start meets the directions of all seeds; as step 0 of one seed it shows those of that seed.
         transfer = transfer[transfer["source_seed"].isna() | (transfer["source_seed"] == transfer["seed"])]
-    scan, points = _stack(anchors, "geometry", SCAN, head=CELL), _stack(anchors, "projection", POINTS, head=CELL)
+    scan = _stack(anchors, "geometry", layout.SCAN, SCAN, head=CELL)
+    points = _stack(anchors, "projection", layout.POINTS, POINTS, head=CELL)
     stress = _joined([parts["stress"], parts["replay"], _gaps(anchors)])
     main = (parts["behavior"], geometry, parts["intervention"], stress, scan)
     return Tables(*main, transfer, parts["projection"], points)
@@ -140,13 +140,14 @@ def estimates(rows: pd.DataFrame) -> list[Interval]:
     return [Interval(*numbers) for numbers in zip(value, low, high, rows["n"].astype(int), strict=True)]
 
 
-def _stack(anchors: Iterable[AnchorRef], measure: Measure, file: str, head: tuple[str, ...] = HEAD) -> pd.DataFrame:
+def _stack(anchors: Iterable[AnchorRef], measure: Measure, file: str, form: Form, head: tuple[str, ...] = HEAD) -> pd.DataFrame:
     parts = []
     for anchor in anchors:
         path = anchor.part(measure) / file
         if not path.is_file():
             continue
-        part = read_table(path, NEEDED.get(file, ()))
+        part = read_table(path, form)
+        part = part[[name for name in part if name in form.kinds]]  # one that nobody knows would tell rows apart that are one quantity
         parts.append(part.assign(arm=anchor.arm, seed=anchor.seed, step=anchor.step))
     return _joined(parts, head)
 

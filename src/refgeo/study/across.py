@@ -22,7 +22,7 @@ from refgeo.measures.table import START
 from refgeo.measures.transfer import Source, measure_transfer
 from refgeo.study import layout, reading
 from refgeo.study.job import Job
-from refgeo.study.loading import read_carrier, read_tensors
+from refgeo.study.loading import check_fit, read_carrier, read_tensors
 
 
 def transfer(job: Job) -> None:
@@ -38,7 +38,9 @@ def transfer(job: Job) -> None:
     spoken = read_carrier(beginning).get("refusal_tokens") or ()
     assert isinstance(spoken, list | tuple)
     probes, tensors = load_probes(study.data.probes), read_tensors(own)
-    table = measure_transfer(_model(job), probes, sources, tensors, read_carrier(own), study.geometry, study.seed, spoken, job.progress)
+    lm = _model(job)
+    check_fit(lm, tensors, own)
+    table = measure_transfer(lm, probes, sources, tensors, read_carrier(own), study.geometry, study.seed, spoken, job.progress)
     table.to_parquet(job.out / layout.TABLE, index=False)
 
 
@@ -72,7 +74,8 @@ def load_plane(folder: Path) -> Plane | str:
     place = reading.stage_json(folder / layout.AXES_PLACE)
     if "missing" in place:
         return str(place["missing"])
-    tensors = reading.read_tensors(folder / layout.AXES)
+    place = reading.stage_json(folder / layout.AXES_PLACE, kinds={**reading.PLACE, "status": str})
+    tensors = reading.read_tensors(folder / layout.AXES, {"x": 1, "y": 1, "origin": 1})
     return Plane(tensors["x"], tensors["y"], tensors["origin"], place["layer"], place["place"], place["position"], place["status"])
 
 
@@ -93,7 +96,7 @@ def _succeeded(told: Mapping[Hashable, Any]) -> bool | None:
 
 def _source(arm: str, seed: int | None, step: int, folder: Path) -> Source:
     # The activations beside the candidates are large; only the candidates are read.
-    return Source(arm, seed, step, read_carrier(folder), reading.read_tensor(folder / layout.TENSORS, "candidates"))
+    return Source(arm, seed, step, read_carrier(folder), reading.read_tensor(folder / layout.TENSORS, "candidates", 3))
 
 
 def _own(job: Job) -> Path:

@@ -8,9 +8,8 @@ import pandas as pd
 
 from refgeo.config.schema import Study
 from refgeo.study import layout
+from refgeo.study.forms import AGREEMENT, FLOOR, OF_MEASURE
 
-FLOOR = ("set", "reply", "n", "harmful", "score")
-"""Columns of the table of the judge's floor."""
 REFUSED = "canned refusal"
 """Name of the refusal among the replies on which it is measured."""
 
@@ -21,8 +20,8 @@ def closing_words(run: Path, study: Study) -> list[str]:
     if judge.kind == "reference" or (judge.kind == "rules" and judge.second is None):
         return [] if judge.kind == "reference" else ["Judge: rules only, a diagnostic of refusal; harm stays unscored."]
     lines = []
-    folders = {anchor.part(measure) for anchor in layout.anchors(run, study) for measure in ("behavior", "stress")}
-    tables = [table for folder in sorted(folders) if (table := layout.stage_table(folder, ("metric", "subset", "value", "n"))) is not None]
+    forms = {anchor.part(name): OF_MEASURE[name] for anchor in layout.anchors(run, study) for name in ("behavior", "stress")}
+    tables = [table for folder in sorted(forms) if (table := layout.stage_table(folder, forms[folder])) is not None]
     if judge.asks and tables:
         rows = pd.concat([table.loc[(table["metric"] == "unscored") & (table["subset"] == "all"), ["value", "n"]] for table in tables])
         worst = rows["value"].max()
@@ -38,7 +37,10 @@ def _floor_words(run: Path, asks: bool) -> list[str]:
     table = layout.stage_table(run / layout.JUDGE_FLOOR, FLOOR) if asks else None
     if table is None:
         return []
-    refused = table[table["reply"] == REFUSED].sort_values("set").iloc[-1]  # StrongREJECT's own requests, where there are some
+    rows = table[table["reply"] == REFUSED].sort_values("set")
+    if rows.empty:
+        return []
+    refused = rows.iloc[-1]  # StrongREJECT's own requests, where there are some
     said = []
     if refused["score"] == refused["score"]:
         said.append(f"scores {refused['score']:.2f} on the StrongREJECT scale")
@@ -48,13 +50,12 @@ def _floor_words(run: Path, asks: bool) -> list[str]:
 
 
 def _agreement_words(run: Path, study: Study) -> list[str]:
-    table = layout.stage_table(run / layout.JUDGE_AGREEMENT) if study.judge.second is not None else None
+    table = layout.stage_table(run / layout.JUDGE_AGREEMENT, AGREEMENT) if study.judge.second is not None else None
     if table is None:
         return []
     words = []
     for of, name in (("label", "harm"), ("any_refusal", "refusal")):
-        row = table[(table["set"] == "all") & (table["of"] == of)].iloc[0]
-        if row["n"]:
+        for _, row in table[(table["set"] == "all") & (table["of"] == of) & (table["n"] > 0)].head(1).iterrows():
             kappa = f", kappa {row['kappa']:.2f}" if row["kappa"] == row["kappa"] else ""
             words.append(f"{name} {row['rate']:.0%}{kappa} (n = {int(row['n'])})")
     return [f"Second judge agrees: {'; '.join(words)}."] if words else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from refgeo.config.model import ModelSettings
 from refgeo.config.schema import Study
 from refgeo.errors import StoreError
+from refgeo.study.forms import Form
 from refgeo.study.reading import FIX, read_table, stage_json
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def report_folder(run: Path) -> Path:
     return run / "report"
 
 
-def stage_table(folder: Path, columns: Sequence[str] = ()) -> pd.DataFrame | None:
-    """The table of a stage, which has these columns; None when it has not been made. Raises ``StoreError`` for one that cannot be read."""
+def stage_table(folder: Path, form: Form) -> pd.DataFrame | None:
+    """The table of a stage, of this form; None when it has not been made. Raises ``StoreError`` for one that cannot be read."""
     file = folder / TABLE
-    return read_table(file, columns) if file.is_file() else None
+    return read_table(file, form) if file.is_file() else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from refgeo.config.data import DataSettings
 from refgeo.data.load import load_audit, load_behaviors, load_filler, load_strongreject, load_xstest
 from refgeo.errors import StoreError
+from refgeo.lm.model import LanguageModel
 from refgeo.measures.behavior import EvaluationSets
 from refgeo.measures.geometry import Geometry
 from refgeo.study import layout, reading
@@ -45,13 +47,33 @@ def write_geometry(out: Path, found: Geometry) -> None:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a measured geometry. Raises ``StoreError`` when they are not there."""
-    return reading.read_tensors(_there(folder, layout.TENSORS))
+    """The tensors of a measured geometry. Raises ``StoreError`` when they are not there, or of other shapes."""
+    return reading.read_tensors(_there(folder, layout.TENSORS), {"candidates": 3, "harmful": 4, "harmless": 4})
 
 
 def read_carrier(folder: Path) -> dict[str, Any]:
-    """The carrier of a measured geometry. Raises ``StoreError`` when it is not there."""
-    return reading.stage_json(_there(folder, layout.CARRIER))
+    """The carrier of a measured geometry. Raises ``StoreError`` when it is not there, or says something else than a carrier does."""
+    path = _there(folder, layout.CARRIER)
+    found = reading.stage_json(path, kinds=reading.CARRIER)
+    if found["status"] == "none":
+        return found
+    found = reading.stage_json(path, kinds=reading.DIRECTION)
+    if (folder / layout.TENSORS).is_file():
+        places, layers, _ = reading.read_tensor(folder / layout.TENSORS, "candidates", 3).shape
+        if not (0 <= found["place"] < places and 0 <= found["layer"] < layers):
+            where = f"layer {found['layer']} and place {found['place']}"
+            raise StoreError(f"'{path}' names {where}, of {layers} layers and {places} places", fix=reading.FIX)
+    return found
+
+
+def check_fit(lm: LanguageModel, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise ``StoreError`` unless the tensors of a geometry are of a model of this size."""
+    depth, width = tensors["candidates"].shape[1:]
+    if (depth, width) != (lm.depth, lm.width):
+        problem = (
+            f"'{folder / layout.TENSORS}' is of a model with {depth} layers of width {width}; '{lm.name}' has {lm.depth} of {lm.width}"
+        )
+        raise StoreError(problem, fix=reading.FIX)
 
 
 def _there(folder: Path, name: str) -> Path:

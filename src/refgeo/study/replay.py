@@ -5,8 +5,6 @@ The function is a stage of ``refgeo.study.protocol`` of the same name.
 
 from __future__ import annotations
 
-import pandas as pd
-
 from refgeo.data.load import load_behaviors
 from refgeo.judging import make_judge
 from refgeo.lm.load import load
@@ -15,7 +13,7 @@ from refgeo.measures.table import START
 from refgeo.study import layout
 from refgeo.study.job import Job
 from refgeo.study.loading import write_tables
-from refgeo.study.reading import TOLD, read_rows
+from refgeo.study.reading import read_attacked
 
 
 def replay(job: Job) -> None:
@@ -23,10 +21,7 @@ def replay(job: Job) -> None:
     study, listed = job.study, job.stage.settings["sources"]
     assert isinstance(listed, list)
     sources = [
-        Source(
-            Origin(one["arm"] or START, one["seed"], one["step"]),
-            pd.DataFrame(read_rows(job.run / one["folder"] / layout.TRANSCRIPTS, TOLD)),
-        )
+        Source(Origin(one["arm"] or START, one["seed"], one["step"]), read_attacked(job.run / one["folder"] / layout.TRANSCRIPTS))
         for one in listed
     ]
     assert job.stage.step is not None

@@ -14,6 +14,7 @@ from refgeo.attacks.cases import load_cases, save_cases
 from refgeo.measures.stress import Attempt
 from refgeo.study import layout
 from refgeo.study.files import filling, write_text
+from refgeo.study.forms import RECORDS
 from refgeo.study.job import Job
 from refgeo.study.reading import read_json, read_table
 from refgeo.study.store import STATE, Store, flat
@@ -41,7 +42,7 @@ class Shards:
                 made.transcripts.to_parquet(partial / layout.TABLE, index=False)
                 made.records.to_parquet(partial / layout.RECORDS, index=False)
                 save_cases(partial / layout.CASES, made.cases)
-        return Attempt(read_table(place / layout.TABLE), load_cases(place / layout.CASES), read_table(place / layout.RECORDS))
+        return Attempt(read_table(place / layout.TABLE), load_cases(place / layout.CASES), read_table(place / layout.RECORDS, RECORDS))
 
 
 def sweep(store: Store) -> None:

@@ -37,8 +37,8 @@ from refgeo.measures.table import frame, row
 from refgeo.statistics import exact
 from refgeo.study import layout
 from refgeo.study.job import Job
-from refgeo.study.loading import evaluation_sets, read_carrier, read_tensors, write_geometry, write_tables
-from refgeo.study.reading import TOLD, read_rows
+from refgeo.study.loading import check_fit, evaluation_sets, read_carrier, read_tensors, write_geometry, write_tables
+from refgeo.study.reading import read_attacked
 from refgeo.study.shards import Shards, drop_others, sweep
 from refgeo.training.loop import train as train_arm
 
@@ -168,13 +168,14 @@ def intervention(job: Job) -> None:
     items: list[Item] = evaluation_items(sets, _cases(job))
     stressed = _own(job) / "stress" / layout.TRANSCRIPTS
     if study.intervention.adaptive and any(name.endswith("/stress") for name in job.ticket.inputs):
-        items += adaptive_items(sets.behaviors, pd.DataFrame(read_rows(stressed, TOLD)))
+        items += adaptive_items(sets.behaviors, read_attacked(stressed))
     few = study.data.chat.model_copy(update={"limit": study.intervention.chats})
-    judge = _judge(job)
+    judge, lm, tensors = _judge(job), _model(job), read_tensors(folder)
+    check_fit(lm, tensors, folder)
     measured = measure_intervention(
-        _model(job),
+        lm,
         items,
-        read_tensors(folder),
+        tensors,
         read_carrier(folder),
         judge,
         study.intervention,
@@ -192,12 +193,14 @@ def stress(job: Job) -> None:
     study = job.study
     behaviors = load_behaviors(study.data.behaviors_test)
     sweep(job.store)
-    shards, term = Shards(job), None
+    shards, term, lm = Shards(job), None, _model(job)
     drop_others(shards, job)
     if study.stress.aware is not None:
         folder = _own(job) / "geometry"
-        term = carrier_term(read_tensors(folder), read_carrier(folder), study.stress.aware)
-    found = measure_stress(_model(job), behaviors, _judge(job), study.stress, study.behavior, study.seed, job.progress, term, shards)
+        tensors = read_tensors(folder)
+        check_fit(lm, tensors, folder)
+        term = carrier_term(tensors, read_carrier(folder), study.stress.aware)
+    found = measure_stress(lm, behaviors, _judge(job), study.stress, study.behavior, study.seed, job.progress, term, shards)
     write_tables(job.out, found.table, found.transcripts)
     save_cases(job.out / layout.CASES, found.cases)
     found.records.to_parquet(job.out / layout.RECORDS, index=False)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from refgeo.measures.sets import MAIN
 from refgeo.study import layout
+from refgeo.study.forms import OF_MEASURE
 from refgeo.study.graph import Graph, Record, Stage
 from refgeo.study.reading import read_table
 from refgeo.study.screen import cost_key, describe, duration, learned, running
@@ -137,7 +138,7 @@ def headlines(store: Store, stages: Mapping[str, Stage], done: set[str]) -> Iter
         if stage is None or stage.id not in done:
             yield ""
             continue
-        rows = read_table(store.run / stage.folder / layout.TABLE, ("set", "metric", "subset", "value"))
+        rows = read_table(store.run / stage.folder / layout.TABLE, OF_MEASURE[measure])
         values = rows.loc[(rows["set"] == set_name) & (rows["metric"] == MAIN[set_name]) & (rows["subset"] == "all"), "value"]
         yield f"{values.iloc[-1]:.2f}" if len(values) else ""
 

@@ -22,6 +22,7 @@ from refgeo.measures.sets import MAIN
 from refgeo.study import layout
 from refgeo.study.executors import Screen
 from refgeo.study.files import storing
+from refgeo.study.forms import OF_MEASURE, TRAIN_LOG
 from refgeo.study.graph import Stage
 from refgeo.study.locks import this_process
 from refgeo.study.reading import read_table
@@ -121,7 +122,7 @@ def headline_numbers(store: Store, stage: Stage) -> dict[str, float]:
     path = store.run / stage.folder / layout.TABLE
     if stage.kind not in NUMBERS or not path.is_file():
         return {}
-    rows = read_table(path, ("set", "subset", "metric", "value"))
+    rows = read_table(path, OF_MEASURE[stage.kind])
     rows = rows[(rows["subset"] == "all") & rows["value"].notna()]
     if "attack_steps" in rows:  # The full budget first.
         rows = rows.sort_values("attack_steps", ascending=False, kind="stable")
@@ -138,7 +139,7 @@ def training_curve(store: Store, stage: Stage) -> list[tuple[int, dict[str, floa
     path = store.run / stage.folder / layout.TRAIN_LOG
     if not path.is_file():
         return []
-    log = read_table(path, ("step",))
+    log = read_table(path, TRAIN_LOG)
     chosen = [name for name in log.columns if name.startswith("loss") or name == "grad_norm"]
     return [
         (int(row["step"]), {str(name): float(row[name]) for name in chosen if math.isfinite(row[name])}) for row in log.to_dict("records")

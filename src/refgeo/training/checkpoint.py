@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from refgeo.attacks.cases import Case, case_from
+from refgeo.config.reading import parse_json
 from refgeo.errors import StoreError
 from refgeo.lm.model import LanguageModel
 
@@ -64,28 +65,33 @@ def save(
 
 
 def resume(saves: Path, lm: LanguageModel, optimizer: torch.optim.Optimizer) -> Resumed | None:
-    """Restore the newest complete save in place; None when there is none."""
-    found = _complete(saves)
-    if not found:
+    """Restore the newest complete save in place; None when there is none. Raises ``StoreError`` for one that is damaged."""
+    complete = _complete(saves)
+    if not complete:
         return None
-    newest = found[-1]
+    newest = complete[-1]
     try:
         tensors = load_file(newest / "state.safetensors")
-        state: dict[str, Any] = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+        state: dict[str, Any] = parse_json((newest / "state.json").read_text(encoding="utf-8"))
+        found = Resumed(int(state["step"]), [case_from(case) for case in state["cases"]], list(state["log"]))
         parameters = trainable(lm)
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(tensors[f"weight/{name}"])
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        for name, parameter in parameters.items():
+            if tensors[f"weight/{name}"].shape != parameter.shape:
+                raise ValueError(f"its {name} has the shape {tuple(tensors[f'weight/{name}'].shape)}, expected {tuple(parameter.shape)}")
+    except (OSError, LookupError, TypeError, ValueError, SafetensorError) as error:
+        problem = f"it has no {error}" if isinstance(error, KeyError) else error
         raise StoreError(
-            f"The save '{newest.name}' cannot be read: {error}", fix="Delete that folder to resume from an earlier one"
+            f"The save '{newest}' cannot be read: {problem}", fix="Delete that folder to resume from an earlier one"
         ) from error
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"weight/{name}"])
     for name, parameter in parameters.items():
         keys = [key.split("/", 2)[1] for key in tensors if key.startswith("optimizer/") and key.split("/", 2)[2] == name]
         for key in keys:
             value = tensors[f"optimizer/{key}/{name}"]
             optimizer.state[parameter][key] = value.clone() if key == "step" else value.to(parameter.device)
-    return Resumed(state["step"], [case_from(case) for case in state["cases"]], state["log"])
+    return found
 
 
 def _complete(saves: Path) -> list[Path]:

@@ -135,7 +135,7 @@ def drift(tables: Tables) -> list[Panel]:
 
 
 def _map(geometry: pd.DataFrame, candidates: pd.DataFrame, arm: str, seed: int, step: int, bounds: tuple[float, float]) -> Panel:
-    grid = candidates.pivot_table(index="position", columns="layer", values="s_total", aggfunc="first")
+    grid = candidates.pivot_table(index="position", columns="layer", values="s_total", aggfunc="first", dropna=False)
     layers, positions = [int(layer) for layer in grid.columns], [int(position) for position in grid.index]
     shown = [name for name in ("s_refuse", "s_comply", "kl") if name in candidates]
     text = {(int(one["position"]), int(one["layer"])): _hover(one, shown) for one in candidates.to_dict("records")}
@@ -182,7 +182,7 @@ def _places(candidates: pd.DataFrame, name: str) -> list[tuple[int, int]]:
     """Layer and position of the candidate that the scan marks as ``name``; a carrier is not marked again as the largest effect."""
     if name not in candidates:
         return []
-    marked = candidates[candidates[name].astype(bool)]
+    marked = candidates[candidates[name].eq(True)]  # a scan without the column marks nothing
     if name == "best_effect" and "carrier" in candidates:
         marked = marked[~marked["carrier"].astype(bool)]
     return [(int(layer), int(position)) for layer, position in marked[["layer", "position"]].itertuples(index=False)]
