@@ -207,7 +207,7 @@ def _cost_rows(state: Dynamics) -> list[Row]:
 def _replay(target: AnchorRef, found: list[AnchorRef], state: Dynamics) -> pd.DataFrame:
     """Strings of every stressed anchor of the same seed on this one. Draws nothing at random."""
     rows: list[Row] = []
-    sources = {(one.arm if one.step else None, one.seed if one.step else None, one.step) for one in found}
+    sources = {(one.arm if one.step else "start", one.seed if one.step else None, one.step) for one in found}
     for arm, seed, step in sorted(sources, key=str):
         if target.step and seed not in (None, target.seed):
             continue

@@ -84,7 +84,7 @@ def _attacked(job: Job, folder: Path) -> list[AttackedPrompt]:
     behavior = pd.DataFrame(reading.read_rows(folder / "behavior" / layout.TRANSCRIPTS, reading.TOLD))
     shown = [behavior[behavior["set"] == "fixed"]]
     if f"{_anchor(job)}/stress" in job.stage.inputs:
-        stress = pd.DataFrame(reading.read_rows(folder / "stress" / layout.TRANSCRIPTS, reading.TOLD))
+        stress = reading.read_attacked(folder / "stress" / layout.TRANSCRIPTS)
         shown += [final_strings(stress, attack) for attack in stress["set"].unique()]
     rows = pd.concat(shown).to_dict("records")
     return [AttackedPrompt(one["set"], one["id"], one["request"], one["attack"], one["placement"], _succeeded(one)) for one in rows]
