@@ -254,15 +254,20 @@ def build(
     quiet_libraries()
     console = Terminal()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("pretraining", total=None)
-        made = build_world(
-            output,
-            SHIPPED_SEED if world_seed is None else world_seed,
-            seed,
-            lambda done, total, note: bar.update(task, completed=done, total=total, description=note or "pretraining"),
-            steps,
-        )
+    try:
+        with interruptible(), Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("pretraining", total=None)
+            made = build_world(
+                output,
+                SHIPPED_SEED if world_seed is None else world_seed,
+                seed,
+                lambda done, total, note: bar.update(task, completed=done, total=total, description=note or "pretraining"),
+                steps,
+            )
+    except KeyboardInterrupt:
+        left = f"What is in {output} is not finished; the same command starts anew." if output.exists() else "Nothing was written."
+        Terminal(stderr=True).print(f"Stopped. {left}", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
     console.print(f"Built world {made.world_seed} with {made.parameters:,} parameters in {output}", soft_wrap=True)
     console.print(compare(output).summary())
 
