@@ -29,5 +29,7 @@ def test_a_file_of_an_older_version_loads_with_the_defaults(tmp_path: Path) -> N
 def test_a_file_with_an_unknown_field_or_no_json_is_refused(tmp_path: Path) -> None:
     for text in ('{"behaviour": "a"}', "not json", '{"behavior": "a"}'):
         (tmp_path / "cases.jsonl").write_text(text + "\n")
-        with pytest.raises(DataError, match="Cannot read test cases"):
+        with pytest.raises(DataError, match=r"Cannot read test cases.*a line is no case .*Expected a cases\.jsonl"):
             load_cases(tmp_path / "cases.jsonl")
+    with pytest.raises(DataError, match=r"No such file or directory\. Expected a cases\.jsonl"):
+        load_cases(tmp_path / "nowhere.jsonl")
