@@ -159,18 +159,26 @@ def fetch(
 
     There: refgeo run mistral-7b-lite data.bundle=bundle
     """
+    quiet_libraries()
+    chosen = _study(study, overrides, output)[0]
+    from refgeo.study.estimate_table import size
+    from refgeo.study.fetch import check_bundle
     from refgeo.study.fetch import fetch as fetch_bundle
 
-    quiet_libraries()
     console = Terminal()
 
     def tell(done: int, total: int, what: str) -> None:
         if what:
-            console.print(f"[{done}/{total}] {what}", soft_wrap=True)
+            console.print(f"[{done + 1}/{total}] {what}", soft_wrap=True)
 
-    manifest = fetch_bundle(_study(study, overrides, output)[0], output, tell)
-    size = f"{len(manifest.items)} items, {manifest.size / 1e9:.2f} GB in {output}"
-    console.print(f"{size}. Use it with data.bundle={output}", soft_wrap=True)
+    try:
+        with interruptible():
+            manifest = fetch_bundle(chosen, output, tell)
+            check_bundle(chosen, output)
+    except KeyboardInterrupt:
+        Terminal(stderr=True).print("Stopped. What is whole is kept; the same command goes on from here.")
+        raise typer.Exit(INTERRUPTED) from None
+    console.print(f"{len(manifest.items)} items, {size(manifest.size)} in {output}. Use it with data.bundle={output}", soft_wrap=True)
 
 
 @app.command(rich_help_panel=PANEL)
