@@ -136,7 +136,9 @@ def judge(
 def selfcheck(
     study: Annotated[
         str | None,
-        typer.Option("--study", metavar="STUDY", help="Preset, YAML file or run folder whose model, judge and sets are used; pocket."),
+        typer.Option(
+            "--study", metavar="STUDY", help="Preset, YAML file or run folder whose model, judge and sets are used; pocket when absent."
+        ),
     ] = None,
     change: Change = None,
     only: Annotated[

@@ -98,7 +98,7 @@ def judged(items: Sequence[Item], completions: Sequence[str], judge: Judge) -> p
 
 
 def summarize(transcripts: pd.DataFrame) -> list[Row]:
-    """The rates of PROTOCOL section 3 for every set in ``transcripts``, for the whole set and for each of its subsets.
+    """The rates for every set in ``transcripts``, for the whole set and for each of its subsets.
 
     The sets ``TAILS`` are left to ``measures.behavior``, which pairs them and knows that a prompt comes once per tail.
     """

@@ -1,4 +1,4 @@
-"""The paper's table (PROTOCOL section 7) beside this run's numbers, anchors aligned by rank: start, reference, first, second, ..."""
+"""The paper's table beside this run's numbers, anchors aligned by rank: start, reference, first, second, ..."""
 
 from __future__ import annotations
 

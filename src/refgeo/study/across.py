@@ -26,7 +26,7 @@ START = "start"
 
 
 def transfer(job: Job) -> None:
-    """Section 4, transfer: every direction of the same seed applied to one anchor."""
+    """Transfer of directions: every direction of the same seed applied to one anchor."""
     study = job.study
     listed = job.stage.settings["sources"]
     assert isinstance(listed, list)

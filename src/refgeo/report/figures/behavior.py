@@ -23,7 +23,7 @@ TAIL_NAMES = {
 
 
 def curves(tables: Tables) -> list[Panel]:
-    """Every behavior curve of PROTOCOL section 3."""
+    """Every curve of behavior."""
     table = tables.behavior
 
     def one(title: str, caption: str, set_name: str, metric: str, limits: tuple[float, float] = (0.0, 1.0), **identity: object) -> Panel:
