@@ -2,7 +2,7 @@
 
     python benchmarks/interventions.py [--prompts 32] [--changes 20] [--repeats 3]
 
-On the shipped model, with random unit directions at one layer: the controls of PROTOCOL section 5.
+On the shipped model, with random unit directions at one layer: the random controls of docs/cause.md.
 """
 
 from __future__ import annotations

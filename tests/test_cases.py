@@ -30,5 +30,7 @@ def test_a_file_with_an_unknown_field_or_no_json_is_refused(tmp_path: Path) -> N
     older = json.dumps({"behavior": "a", "request": "x", "target": "y", "attack": "z", "seed": 1})
     for text in ('{"behaviour": "a"}', "not json", '{"behavior": "a"}', older):
         (tmp_path / "cases.jsonl").write_text(text + "\n")
-        with pytest.raises(DataError, match="Cannot read test cases"):
+        with pytest.raises(DataError, match=r"Cannot read test cases.*a line is no case .*Expected a cases\.jsonl"):
             load_cases(tmp_path / "cases.jsonl")
+    with pytest.raises(DataError, match=r"No such file or directory\. Expected a cases\.jsonl"):
+        load_cases(tmp_path / "nowhere.jsonl")

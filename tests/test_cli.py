@@ -276,6 +276,22 @@ def test_failed_stages_end_in_their_messages(
     assert "Report" not in answer.out
 
 
+def test_an_interrupted_build_says_what_it_left(refgeo: Refgeo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*given: Any) -> None:
+        assert not (tmp_path / "world" / "build.json").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("refgeo.pocket.train.pretrain", interrupted)
+    for _ in range(2):  # The second time over what the first one left, as if a build had been finished there.
+        answer = refgeo("pocket", "build", "-o", tmp_path / "world")
+        assert answer.code == 130
+        assert answer.err == f"Stopped. What is in {tmp_path / 'world'} is not finished; the same command starts anew.\n"
+        (tmp_path / "world" / "build.json").write_text("{}")
+    (tmp_path / "world" / "build.json").unlink()
+    monkeypatch.setattr("refgeo.pocket.build.build", interrupted)
+    assert refgeo("pocket", "build", "-o", tmp_path / "none").err == "Stopped. Nothing was written.\n"
+
+
 def test_an_interrupted_run_says_how_to_go_on(refgeo: Refgeo, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*given: Any) -> Outcome:
         raise KeyboardInterrupt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -101,13 +102,30 @@ def test_the_last_override_wins(study_file: Path) -> None:
         ("seed", "Expected key=value"),
         ("train..steps=4", "Expected key=value"),
         ("train.steps.more=4", "looks inside 'train.steps'"),
-        ("train.seeds=[1,", "no valid YAML"),
+        ("train.seeds=[1,", "no valid YAML: expected the node content, but found the end (line 1, character 4)"),
+        ("stress.behavior=4", "Did you mean 'stress.behaviors'?"),
+        ("anchors.reference={sft:6}", "YAML wants a space after the colon"),
     ],
 )
 def test_a_wrong_override_is_named_with_the_fix(study_file: Path, override: str, told: str) -> None:
     if override == "train.steps.more=4":
         study_file.write_text(MINIMAL + "train: {steps: 500}\n")
     assert told in problems(study_file, override)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("nowhere.yaml", "There is no study file 'nowhere.yaml'. Check the path"),
+        ("pocket.yaml", "Did you mean the preset 'pocket'?"),
+        ("pockt", "Expected a preset, a YAML file or the folder of a run. Did you mean 'pocket'?"),
+        ("runs/nowhere", "There is no file, folder or preset 'runs/nowhere'"),
+    ],
+)
+def test_a_study_that_does_not_exist_is_named_with_the_fix(name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        load_study(name)
 
 
 def test_all_problems_are_told_at_once(study_file: Path) -> None:

@@ -25,7 +25,7 @@ from refgeo.measures.behavior import EvaluationSets, evaluation_items, tail_item
 from refgeo.measures.plan import plan_interventions
 from refgeo.study.costs import planned
 from refgeo.study.estimate import Estimate, Row, estimate
-from refgeo.study.estimate_table import estimate_report
+from refgeo.study.estimate_table import estimate_report, span
 from refgeo.study.graph import Stage
 from refgeo.study.known import Shape, lengths, shape
 from refgeo.study.run import open_study
@@ -217,8 +217,28 @@ def test_a_report_shows_downloads_costs_and_what_they_rest_on(tmp_path: Path) ->
     ):
         assert wanted in text
     pocket = shown(planned_cost(tmp_path, "pocket"))
+    assert "GPU" not in pocket
+    assert "on one CPU core" in pocket
+    assert "core time" in pocket
     assert "Downloads" not in pocket
     assert "measured with the model's tokenizer" in pocket
+
+
+def test_the_shipped_study_is_estimated_near_what_it_took_on_a_core(tmp_path: Path) -> None:
+    """692 s of CPU time, report and loading included (docs/performance.md)."""
+    assert 692 / 2 < 3600 * (planned_cost(tmp_path, "pocket").total.hours or 0) < 2 * 692
+
+
+def test_a_gpu_is_for_orientation_unless_the_study_names_one(tmp_path: Path) -> None:
+    assert "for orientation, since model.device is 'auto'" in " ".join(planned_cost(tmp_path, "mistral-7b", "model.device=auto").basis)
+    assert "orientation" not in " ".join(planned_cost(tmp_path, "mistral-7b", "model.device=cuda").basis)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "?"), (0.0, ""), (1e-5, "1 s"), (0.01, "36 s"), (0.2, "12 min"), (3.5, "3.5 h"), (9e4, "90,000 h")]
+)
+def test_core_time_has_a_fitting_unit(value: float | None, text: str) -> None:
+    assert span(value) == text
 
 
 def test_a_narrow_terminal_wraps_no_number(tmp_path: Path) -> None:

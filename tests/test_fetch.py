@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from email.message import Message
+from http.client import IncompleteRead
 from pathlib import Path
+from urllib.error import HTTPError, URLError
 
 import pytest
 import torch
 from huggingface_hub import errors as hub
 
+from command import Refgeo
 from real_formats import TRAIN, VAL, Network, conversations
 from refgeo.config.bundle import MANIFEST, VERIFIED, Want, in_bundle, locate_in_bundle, read_manifest, wanted
 from refgeo.config.load import dump_study, load_study
 from refgeo.config.schema import Study
+from refgeo.data.download import download
 from refgeo.data.load import load_behaviors, load_chat, load_probes
 from refgeo.errors import DataError, ModelError, RefgeoError
 from refgeo.lm.load import load
@@ -96,6 +101,52 @@ def test_a_second_fetch_keeps_what_is_there_and_mends_what_is_not(preset: Study,
     assert fetch(preset, bundle) == manifest
     assert network.asked == [xstest.want.path]
     bundled(preset, bundle)
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (HTTPError("u", 404, "Not Found", Message(), None), "its server answers 404 (Not Found). Check the address"),
+        (IncompleteRead(b""), "broke off (IncompleteRead). Try again"),
+        (URLError(ConnectionRefusedError(111, "Connection refused")), "[Errno 111] Connection refused. Where there is a network"),
+    ],
+)
+def test_a_server_that_fails_is_told_by_how(failure: Exception, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(url: str, timeout: float) -> None:
+        raise failure
+
+    monkeypatch.setattr("urllib.request.urlopen", fail)
+    assert words in told(DataError, download, "https://example.org/set.csv", tmp_path / "set.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fetch_says_what_no_run_could_read(refgeo: Refgeo, tmp_path: Path, tiny_model_dir: Path) -> None:
+    """A page that asks to log in arrives whole and has a hash; the machine without network is too late to see what it is."""
+    study = write_study(tmp_path, tiny_model_dir)
+    wrong = tmp_path / "login.csv"
+    wrong.write_text("<html>\nplease log in\n")
+    answer = refgeo("fetch", study, f"data.xstest={wrong}", "-o", tmp_path / "bundle")
+    assert answer.code == 2
+    assert "no run can use it" in answer.err
+    assert "login" in answer.err
+    assert "delete that file in the bundle" in answer.err
+    good = refgeo("fetch", study, "-o", tmp_path / "bundle")
+    assert (good.code, good.err) == (0, "")
+    assert "[1/" in good.out
+    assert "Use it with data.bundle=" in good.out
+    assert "0.00 GB" not in good.out
+    assert "Expected https" in refgeo("fetch", study, "data.xstest=http://example.org/xstest.csv", "-o", tmp_path / "bundle").err
+
+
+def test_an_interrupted_fetch_says_how_to_go_on(
+    refgeo: Refgeo, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("refgeo.study.fetch._fetched", interrupted)
+    answer = refgeo("fetch", write_study(tmp_path, tiny_model_dir), "-o", tmp_path / "bundle")
+    assert (answer.code, answer.err) == (130, "Stopped. What is whole is kept; the same command goes on from here.\n")
 
 
 def test_an_interrupted_fetch_goes_on(preset: Study, network: Network, tmp_path: Path) -> None:

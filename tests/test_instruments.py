@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
@@ -207,8 +208,8 @@ def test_a_scan_of_something_else_is_refused(tmp_path: Path, study: Path, tiny_m
     assert "is of 'org/other'" in refused(*words)
     (tmp_path / "scan" / RECORD).unlink()
     assert "geometry.positions" in refused(*words, "--set", "geometry.positions=[-3,-1]")
-    assert "absent' holds no scan of" in refused(*words[:-1], tmp_path / "absent", "--study", study)
-    assert "the folder of a scan" in refused("intervene", tiny_model_dir, "-o", tmp_path / "out", "--study", study, "--scan", tmp_path)
+    assert "There is no folder" in refused(*words[:-1], tmp_path / "absent", "--study", study)
+    assert "holds no scan of" in refused("intervene", tiny_model_dir, "-o", tmp_path / "out", "--study", study, "--scan", tmp_path)
     cases = tmp_path / "cases.jsonl"
     cases.write_text(json.dumps({"behavior": "strange", "prompt": "x", "target": "y", "attack": "z"}) + "\n")
     assert "'strange'" in refused("intervene", tiny_model_dir, "-o", tmp_path / "out", "--study", study, "--cases", cases)
@@ -267,6 +268,19 @@ def test_transcripts_are_judged_by_the_judge_that_lies_beside_them(tmp_path: Pat
     judged: Judgement = refgeo.judge(tmp_path / "attack" / "transcripts.jsonl")
     assert list(judged.verdicts["label"]) == list(attacked.transcripts["label"])
     assert list(judged.verdicts["revealed"]) == list(attacked.transcripts["revealed"])
+
+
+def test_completions_of_nobody_are_read_by_phrases_unless_a_judge_is_named(tmp_path: Path) -> None:
+    """No study judged them: what would be guessed here is a classifier of 26 GB."""
+    file = tmp_path / "said.jsonl"
+    pd.DataFrame(ROWS).to_json(file, orient="records", lines=True)
+    judged = refgeo.judge(file)
+    assert set(judged.verdicts["label"]) == {"unscored"}
+    assert set(judged.verdicts["judge"]) == {"rules"}
+    with pytest.raises(ConfigError, match="'nobody'"):
+        refgeo.judge(file, overrides=["judge.kind=nobody"])
+    with pytest.raises(DataError, match=r"There is no file 'sad\.jsonl'\. Expected jsonl"):
+        refgeo.judge("sad.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -388,6 +402,30 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path, study: Path, tiny_mo
 
 
 @pytest.mark.slow
+class _CutOff(MetaPathFinder):
+    """Ctrl-C while the first of these modules is read; what the answer to it reads is written down."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
+        if name in ("refgeo.instruments.scanning", "refgeo.instruments.output"):
+            self.asked.append(name)
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_libraries_load_loads_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch had begun to set up cannot be set up again in the same process: that ended in its traceback."""
+    finder = _CutOff()
+    for module in ("scanning", "output"):
+        monkeypatch.delitem(sys.modules, f"refgeo.instruments.{module}")
+        monkeypatch.delattr(f"refgeo.instruments.{module}")
+    monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
+    done = invoke("scan", "anything", "-o", tmp_path)
+    assert (done.exit_code, done.output) == (130, "Stopped. Nothing was written.\n")
+    assert finder.asked == ["refgeo.instruments.scanning"]
+
+
 def test_the_whole_protocol_comes_back_as_frames(tmp_path: Path, study: Path, tiny_model_dir: Path) -> None:
     found = refgeo.measure([tiny_model_dir, tiny_model_dir], study=study, output=tmp_path / "run")
     assert found.report is not None

@@ -132,6 +132,14 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         load(ModelSettings(path=str(tmp_path / "config.json")))
 
 
+def test_a_run_is_no_model_but_says_where_its_models_are(tmp_path: Path) -> None:
+    adapter = tmp_path / "arms" / "r2d2" / "seed-1" / "step-000300" / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"is a run, which holds models.*arms/r2d2/seed-1/step-000300/adapter'"):
+        load(ModelSettings(path=str(tmp_path)))
+
+
 def test_a_model_without_a_chat_template_says_what_to_set(tiny_model_dir: Path, tiny_lm: LanguageModel, tmp_path: Path) -> None:
     tiny_lm.core.save_pretrained(tmp_path)
     template = tiny_lm.tokenizer.chat_template

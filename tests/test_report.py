@@ -299,7 +299,7 @@ def test_interventions_beside_the_paper(run: Path) -> None:
     rows = interventions(collect(anchors(run, STUDY)))
     assert {row[0] for row in rows[1:]} == {"paper", "this run"}
     assert {row[1] for row in rows[1:] if row[0] == "this run"} == {"R2D2 50", "R2D2 500", "SFT 50", "SFT 500"}
-    late = next(row for row in rows if row[:3] == ["paper", "R2D2 500", "ASR"])
+    late = next(row for row in rows if row[:3] == ["paper", "R2D2 500", "fixed-source ASR"])
     assert late[3].startswith("0.25 [")
 
 

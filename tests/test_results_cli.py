@@ -12,6 +12,7 @@ import pytest
 from command import Refgeo
 from fabricated_run import fabricate
 from refgeo.config.load import dump_study, load_study
+from refgeo.report.diff import diff
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,25 @@ def test_equal_runs_get_two_plain_sentences(refgeo: Refgeo, run: Path) -> None:
     assert "The same settings, data, judge, versions and stages." in out
     assert "None of" in out
     assert len(out.splitlines()) == 3
+
+
+def test_runs_that_share_nothing_are_told_so(refgeo: Refgeo, run: Path, tmp_path: Path) -> None:
+    study = load_study("pocket", ["train.seeds=[2]", "anchors.steps=[24,300]", "intervention.steps=[24,300]", "stress.steps=[24,300]"])
+    fabricate(tmp_path / "b", study, count=16)
+    (tmp_path / "b" / "config.yaml").write_text(dump_study(study), encoding="utf-8")
+    shutil.rmtree(tmp_path / "b" / "start")
+    code, out, err = refgeo("diff", run, tmp_path / "b")
+    assert (code, err) == (0, "")
+    assert "No number is in both runs" in out
+
+
+def test_a_setting_of_any_length_makes_no_longer_line(refgeo: Refgeo, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = pd.DataFrame({"setting": ["sources"], "a": ["x" * 5000], "b": ["y"], "stages": [1]})
+    found = diff(run, run)._replace(settings=settings)
+    monkeypatch.setattr("refgeo.report.diff.diff", lambda a, b: found)
+    out = refgeo("diff", run, run).out
+    assert "x..." in out
+    assert max(map(len, out.splitlines())) < 200
 
 
 def test_what_moved_is_printed_and_written(refgeo: Refgeo, run: Path, other: Path, tmp_path: Path) -> None:

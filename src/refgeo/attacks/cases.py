@@ -18,6 +18,8 @@ from refgeo.lm.messages import Placement
 
 NEEDED = ("behavior", "request", "target", "attack")
 """Fields without which there is no case."""
+CASES_FILE = "a cases.jsonl, as 'refgeo attack' or a run's stage cases or stress writes it"
+"""What a file of cases is, for people."""
 
 
 @dataclass(frozen=True)
@@ -73,5 +75,7 @@ def load_cases(path: Path) -> list[Case]:
     try:
         # Not splitlines: it also splits at characters that JSON leaves in a string, such as the line separator U+2028.
         return [case_from(parse_json(line)) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except (OSError, TypeError, ValueError) as error:
-        raise DataError(f"Cannot read test cases from '{path}': {error}") from error
+    except OSError as error:
+        raise DataError(f"Cannot read test cases from '{path}': {error.strerror or error}", expected=CASES_FILE) from error
+    except (TypeError, ValueError) as error:
+        raise DataError(f"Cannot read test cases from '{path}': a line is no case ({error})", expected=CASES_FILE) from error

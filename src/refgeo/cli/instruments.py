@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,7 +136,9 @@ def judge(
 def selfcheck(
     study: Annotated[
         str | None,
-        typer.Option("--study", metavar="STUDY", help="Preset, YAML file or run folder whose model, judge and sets are used; pocket."),
+        typer.Option(
+            "--study", metavar="STUDY", help="Preset, YAML file or run folder whose model, judge and sets are used; pocket when absent."
+        ),
     ] = None,
     change: Change = None,
     only: Annotated[
@@ -177,12 +180,15 @@ def _working(output: Path | None) -> Iterator[Callable[[int, int, str], None]]:
             task = bar.add_task("loading", total=None)
             yield lambda done, total, note: bar.update(task, completed=done, total=total, description=note)
     except KeyboardInterrupt:
-        from refgeo.instruments.output import read_record
-
-        record = read_record(output) if output is not None and output.is_dir() else None
-        kept = f"Kept in {output}: {record['note']}." if record is not None and not record["complete"] else "Nothing was written."
-        errors.print(f"Stopped. {kept}", soft_wrap=True)
+        errors.print(f"Stopped. {_kept(output)}", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _kept(output: Path | None) -> str:
+    """What an interrupted instrument left. Whatever writes is loaded by then; loading anew what an interrupt cut off would fail."""
+    read_record = getattr(sys.modules.get("refgeo.instruments.output"), "read_record", None)
+    record = read_record(output) if read_record is not None and output is not None and output.is_dir() else None
+    return f"Kept in {output}: {record['note']}." if record is not None and not record["complete"] else "Nothing was written."
 
 
 def _tell(table: Table, words: list[str], result: Path | None) -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 PANEL = "A finished run"
 SHOWN = 40
 """Numbers that ``refgeo diff`` prints unless asked for all."""
+LONGEST_CELL = 80
+"""Characters of a setting's value that it prints."""
 
 
 class Format(StrEnum):
@@ -45,11 +47,11 @@ def diff(
 
     It informs: the exit code is 0 whatever differs.
     """
+    for folder in (run_a, run_b):
+        run_folder(folder)
     from refgeo.report.diff import diff as compare
     from refgeo.study.files import save_csv, storing
 
-    for folder in (run_a, run_b):
-        run_folder(folder)
     found = compare(run_a, run_b)
     console = Terminal()
     _tell_making(console, found)
@@ -78,10 +80,10 @@ def figures(
     Needs kaleido (pip install 'refgeo[figures]') and Chrome or Chromium for the figures; the tables are written all the same. A browser
     that is not found by itself is named by BROWSER_PATH. Ctrl-C keeps what is drawn.
     """
-    from refgeo.report.static import fresh_report, write_figures, write_tables
-
     quiet_libraries()
     chosen, folder = run_folder(run)
+    from refgeo.report.static import fresh_report, write_figures, write_tables
+
     console = Terminal()
     with _working("reading the run") as told, fresh_report(folder, chosen) as report:
         told(0, 0, "writing tables")
@@ -141,9 +143,14 @@ def _tell_making(console: Terminal, found: Difference) -> None:
     ):
         if len(table):
             console.print(f"\n{title}:")
-            _print(console, [list(table.columns), *table.astype(str).to_numpy().tolist()])
+            _print(console, [list(table.columns), *([_cut(cell) for cell in row] for row in table.astype(str).to_numpy().tolist())])
     if not len(found.settings) + len(found.versions) + len(found.only):
         console.print("The same settings, data, judge, versions and stages.")
+
+
+def _cut(cell: str) -> str:
+    """A value of a setting that is a long list makes every line as long."""
+    return cell if len(cell) <= LONGEST_CELL else f"{cell[: LONGEST_CELL - 3]}..."
 
 
 def _tell_numbers(console: Terminal, numbers: pd.DataFrame, most: int | None) -> None:
@@ -164,8 +171,10 @@ def _tell_numbers(console: Terminal, numbers: pd.DataFrame, most: int | None) ->
         _print(console, rows)
         if most is not None and len(moved) > most:
             console.print(f"{len(moved) - most} more: --all prints them, -o FILE.csv writes every shared number.")
-    else:
+    elif len(numbers):
         console.print(f"None of {len(numbers)} shared numbers moved beyond its interval.")
+    else:
+        console.print("No number is in both runs: a number is shared when arm, seed, step, set and metric are the same.")
     bare = without_interval(numbers)
     if bare:
         console.print(f"{bare} numbers without an interval differ: -o FILE.csv has them.")

@@ -159,18 +159,26 @@ def fetch(
 
     There: refgeo run mistral-7b-lite data.bundle=bundle
     """
+    quiet_libraries()
+    chosen = _study(study, overrides, output)[0]
+    from refgeo.study.estimate_table import size
+    from refgeo.study.fetch import check_bundle
     from refgeo.study.fetch import fetch as fetch_bundle
 
-    quiet_libraries()
     console = Terminal()
 
     def tell(done: int, total: int, what: str) -> None:
         if what:
-            console.print(f"[{done}/{total}] {what}", soft_wrap=True)
+            console.print(f"[{done + 1}/{total}] {what}", soft_wrap=True)
 
-    manifest = fetch_bundle(_study(study, overrides, output)[0], output, tell)
-    size = f"{len(manifest.items)} items, {manifest.size / 1e9:.2f} GB in {output}"
-    console.print(f"{size}. Use it with data.bundle={output}", soft_wrap=True)
+    try:
+        with interruptible():
+            manifest = fetch_bundle(chosen, output, tell)
+            check_bundle(chosen, output)
+    except KeyboardInterrupt:
+        Terminal(stderr=True).print("Stopped. What is whole is kept; the same command goes on from here.")
+        raise typer.Exit(INTERRUPTED) from None
+    console.print(f"{len(manifest.items)} items, {size(manifest.size)} in {output}. Use it with data.bundle={output}", soft_wrap=True)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -254,15 +262,20 @@ def build(
     quiet_libraries()
     console = Terminal()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("pretraining", total=None)
-        made = build_world(
-            output,
-            SHIPPED_SEED if world_seed is None else world_seed,
-            seed,
-            lambda done, total, note: bar.update(task, completed=done, total=total, description=note or "pretraining"),
-            steps,
-        )
+    try:
+        with interruptible(), Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("pretraining", total=None)
+            made = build_world(
+                output,
+                SHIPPED_SEED if world_seed is None else world_seed,
+                seed,
+                lambda done, total, note: bar.update(task, completed=done, total=total, description=note or "pretraining"),
+                steps,
+            )
+    except KeyboardInterrupt:
+        left = f"What is in {output} is not finished; the same command starts anew." if output.exists() else "Nothing was written."
+        Terminal(stderr=True).print(f"Stopped. {left}", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
     console.print(f"Built world {made.world_seed} with {made.parameters:,} parameters in {output}", soft_wrap=True)
     console.print(compare(output).summary())
 

@@ -92,6 +92,9 @@ def _read(name_or_path: str) -> tuple[dict[str, Any], str]:
         origin = f"'{name_or_path}'"
         try:
             text = path.read_text(encoding="utf-8-sig")
+        except FileNotFoundError:
+            meant = f"Did you mean the preset '{path.stem}'?" if path.stem in presets() else ""
+            raise ConfigError(f"There is no study file {origin}", fix=meant or f"Check the path, or name a preset: {_names()}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"Cannot read the study file {origin}: {error}", fix=f"Check the path, or name a preset: {_names()}"
@@ -100,7 +103,9 @@ def _read(name_or_path: str) -> tuple[dict[str, Any], str]:
         origin = f"preset '{name_or_path}'"
         text = files("refgeo").joinpath("presets", f"{name_or_path}.yaml").read_text(encoding="utf-8")
     else:
-        raise ConfigError(f"There is no preset '{name_or_path}'", expected="a preset or a YAML file", fix=nearest(name_or_path, presets()))
+        what = "file, folder or preset" if "/" in name_or_path else "preset"
+        known = "a preset, a YAML file or the folder of a run"
+        raise ConfigError(f"There is no {what} '{name_or_path}'", expected=known, fix=nearest(name_or_path, presets()))
     data = read_yaml(text, origin)
     if not isinstance(data, dict):
         raise ConfigError(f"{origin} holds no settings", expected="a YAML mapping such as 'name: my-study'")

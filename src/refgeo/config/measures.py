@@ -1,4 +1,4 @@
-"""What is measured at every anchor: behavior, geometry, cause and stress (PROTOCOL sections 3 to 6)."""
+"""What is measured at every anchor: behavior, geometry, cause and stress (docs/concepts.md)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class BehaviorSettings(Section):
-    """What the model does (PROTOCOL section 3)."""
+    """What the model does (docs/concepts.md)."""
 
     max_new_tokens: Positive = 512
     """Length of a completion."""
@@ -33,7 +33,7 @@ class BehaviorSettings(Section):
 
 
 class GeometrySettings(Section):
-    """Which direction in which layer carries refusal (PROTOCOL section 4)."""
+    """Which direction in which layer carries refusal (docs/geometry.md)."""
 
     positions: tuple[int, ...] = (-5, -4, -3, -2, -1)
     """Token positions, counted from the end of the rendered prompt."""
@@ -90,7 +90,7 @@ class GeometrySettings(Section):
 
 
 class InterventionSettings(Section):
-    """What removing or adding the direction does (PROTOCOL section 5)."""
+    """What removing or adding the direction does (docs/cause.md)."""
 
     enabled: bool = True
     """Switch the whole measure off."""
@@ -140,7 +140,7 @@ class AwareSettings(Section):
 
 
 class StressSettings(Section):
-    """An attack that adapts to the very checkpoint (PROTOCOL section 6)."""
+    """An attack that adapts to the very checkpoint (docs/attacks.md)."""
 
     enabled: bool = True
     """Switch the whole measure off."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, cast, get_args, get_origin
 
 from pydantic import ValidationError
@@ -73,7 +74,8 @@ def _line(key: str, details: list[ErrorDetails]) -> str:
     if first["type"] == "value_error":
         return f"{key + ': ' if key else ''}{first['msg'].removeprefix('Value error, ')}"
     if any(part == "[key]" for part in first["loc"]):
-        return f"'{key}' is not a valid name; expected {_expected(first)}"
+        spaced = "; YAML wants a space after the colon" if ":" in key.rpartition(".")[2] else ""
+        return f"'{key}' is not a valid name; expected {_expected(first)}{spaced}"
     wanted = " or ".join(dict.fromkeys(_expected(detail) for detail in details))
     return f"'{key}' is {_shown(first['input'])}; expected {wanted}"
 
@@ -101,13 +103,13 @@ def _expected(detail: ErrorDetails) -> str:
 
 
 def _suggestion(key: str) -> str:
+    """The setting meant: one spelled nearly so in the same section, else one of that name elsewhere, else the nearest or all."""
     head, _, leaf = key.rpartition(".")
-    everything = keys()
-    elsewhere = [name for name in everything if name.rpartition(".")[2] == leaf]
-    if elsewhere:
-        return f"Did you mean {' or '.join(repr(name) for name in elsewhere[:3])}?"
     section: type[Section] = Study
     for part in head.split(".") if head else ():
         field = section.model_fields.get(part)
         section = cast("type[Section]", section_of(field.annotation) if field is not None else None) or section
+    elsewhere = [name for name in keys() if name.rpartition(".")[2] == leaf]
+    if elsewhere and not get_close_matches(leaf, section.model_fields, n=1, cutoff=0.8):
+        return f"Did you mean {' or '.join(repr(name) for name in elsewhere[:3])}?"
     return nearest(key, [f"{head}.{name}" if head else name for name in section.model_fields])

@@ -51,8 +51,16 @@ def read_yaml(text: str, origin: str) -> Any:
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
-        said = " ".join(str(error).split()) if isinstance(error, yaml.YAMLError | ValueError) else "a value is not what its tag says"
+        said = _said(error) if isinstance(error, yaml.YAMLError | ValueError) else "a value is not what its tag says"
         raise ConfigError(f"{origin} is no valid YAML: {'nested too deeply' if isinstance(error, RecursionError) else said}") from error
+
+
+def _said(error: yaml.YAMLError | ValueError) -> str:
+    """What is wrong and where, without the lines that PyYAML quotes; an override is one line."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None or not error.problem:
+        return " ".join(str(error).split())
+    problem = error.problem.replace("'<stream end>'", "the end")
+    return f"{problem} (line {error.problem_mark.line + 1}, character {error.problem_mark.column + 1})"
 
 
 def parse_json(text: str) -> Any:

@@ -8,6 +8,7 @@ import shutil
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 from refgeo.config.locations import OFFLINE, is_url, plain_name
@@ -45,7 +46,14 @@ def download(url: str, target: Path) -> None:
         partial.replace(target)
     except DataError:
         raise
-    except (OSError, HTTPException, ValueError) as error:  # urllib's own errors; a broken answer; no address
+    except HTTPError as error:
+        raise DataError(
+            f"'{url}' cannot be had: its server answers {error.code} ({error.reason})", fix="Check the address; it may have moved"
+        ) from error
+    except HTTPException as error:
+        raise DataError(f"The download of '{url}' broke off ({type(error).__name__})", fix="Try again") from error
+    except (OSError, ValueError) as error:  # urllib's own errors; no address
+        error = error.reason if isinstance(error, URLError) and isinstance(error.reason, OSError) else error
         raise DataError(f"Cannot download '{url}': {error}", fix=OFFLINE) from error
     finally:
         partial.unlink(missing_ok=True)

@@ -140,7 +140,8 @@ def _given(subject: Subject, scan: Scan | Path | None, among: int) -> _Given | N
         return _Given(scan.tensors[label], scan.carriers[label], _positions(scan.scan[scan.scan["model"] == label]))
     folder = scan if (scan / CARRIER).is_file() else scan / subject.label
     if not folder.is_dir():
-        raise StoreError(f"'{scan}' holds no scan of '{subject.label}'", expected="the folder of a scan", fix="Make one with 'refgeo scan'")
+        problem = f"'{scan}' holds no scan of '{subject.label}'" if scan.is_dir() else f"There is no folder '{scan}'"
+        raise StoreError(problem, expected="the folder of a scan", fix="Make one with 'refgeo scan'")
     made = read_record(folder)
     its = next(iter(made["models"].values()), None) if made is not None else None
     if its is not None and subject.loaded is None and its != subject.identity():

@@ -40,6 +40,8 @@ VERDICTS = "verdicts.jsonl"
 SUMMARY = "summary.csv"
 FLOOR = "floor.csv"
 SECOND = "second.yaml"
+PHRASES = "judge={kind: rules}"
+"""The judge of completions that no study judged before; what is set besides goes over it."""
 FLOOR_REQUESTS = 50
 """So many requests, spread evenly, are answered by canned replies to find the judge's floor."""
 CHUNK = 256
@@ -82,8 +84,9 @@ def judge(
     in the study's sets. The judge is the study's (``judge.kind=...``); without a study that of the folder that the file lies in, else
     phrases, which tell refusal only. ``second``: a kind, a YAML or JSON file of judge settings, or settings. Raises ``RefgeoError``.
     """
-    settings = resolved_study(study if study is not None else _beside(completions), overrides, REAL)
     rows, named = _read(completions)
+    source = study if study is not None else _beside(completions)
+    settings = resolved_study(source, overrides if source is not None else [PHRASES, *overrides], REAL)
     asked = [settings.judge, *([] if second is None else [_second(second, settings)])]
     exchanges = _exchanges(rows, named, settings, exact_judge=any(one.kind == "reference" for one in asked))
     judges = [make_judge(one) for one in asked]
@@ -119,6 +122,8 @@ def _read(given: str | Path | pd.DataFrame | Sequence[Mapping[str, Any]]) -> tup
         name = str(given)
         if Path(given).is_dir():
             raise DataError(f"'{name}' is a folder", expected="a file of completions", fix="Name a file in it, such as transcripts.jsonl")
+        if "/" not in name and not Path(given).exists():
+            raise DataError(f"There is no file '{name}'", expected="jsonl, csv, json or parquet with request (or prompt) and completion")
         rows = read_rows(Part(path=name), ("completion",))
     else:
         name = "the given rows"

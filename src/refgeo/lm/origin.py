@@ -63,7 +63,12 @@ def origin(name: str, revision: str | None, settings: ModelSettings) -> Origin:
         problem = f"'{name}' is a file, not a model folder" if local.exists() else f"The model folder '{name}' does not exist"
         raise ModelError(problem, fix="Name a folder or a hub id (in a study: model.path)")
     if local is not None and not any((local / file).is_file() for file in ("config.json", "adapter_config.json")):
-        raise ModelError(f"The folder '{name}' holds no model", expected="config.json in it, or adapter_config.json for an adapter")
+        adapters = sorted(str(found.parent) for found in local.glob("arms/*/seed-*/step-*/adapter/adapter_config.json"))
+        raise ModelError(
+            f"The folder '{name}' {'is a run, which holds models' if adapters else 'holds no model'}",
+            expected="config.json in it, or adapter_config.json for an adapter",
+            fix=f"Name one of its {len(adapters)} adapters, such as '{adapters[-1]}'" if adapters else "",
+        )
     if local is None:
         notice_offline()
     options: dict[str, Any] = {"revision": revision} if local is None and revision else {}

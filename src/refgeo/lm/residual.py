@@ -55,7 +55,7 @@ def _output_hook(edit: Edit) -> Callable[..., Any]:
 
 
 def projector(basis: Float[Tensor, "rank d_model"], strength: float = 1.0) -> Edit:
-    """``h - strength * (h U^T) U`` for orthonormal rows U (PROTOCOL section 5). A zero basis changes nothing, bit for bit."""
+    """``h - strength * (h U^T) U`` for orthonormal rows U (docs/cause.md). A zero basis changes nothing, bit for bit."""
 
     def edit(hidden: Tensor) -> Tensor:
         rows = basis.to(hidden)

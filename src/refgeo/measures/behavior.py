@@ -1,4 +1,4 @@
-"""What the model does: every set of PROTOCOL section 3, and the suffix-matched audit: recognition of harm, or fear of suffixes?"""
+"""What the model does: every set of prompts, and the suffix-matched audit: recognition of harm, or fear of suffixes?"""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class EvaluationSets:
-    """The prompts of PROTOCOL section 3; an empty list switches off what is measured on it."""
+    """The prompts of every set; an empty list switches off what is measured on it."""
 
     behaviors: Sequence[Behavior]
     strongreject: Sequence[Prompt] = ()

@@ -21,7 +21,7 @@ FEWEST = 5
 
 
 class Coupling(NamedTuple):
-    """Coupling of one harmfulness carrier and one refusal carrier (PROTOCOL section 4)."""
+    """Coupling of one harmfulness carrier and one refusal carrier (docs/geometry.md)."""
 
     c_cos: float
     c_sub: float

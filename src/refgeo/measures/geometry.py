@@ -1,4 +1,4 @@
-"""Which direction in which layer carries refusal: the scan, the carrier and the ranks of the carrier field (PROTOCOL section 4)."""
+"""Which direction in which layer carries refusal: the scan, the carrier and the ranks of the carrier field (docs/geometry.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What removing or adding the direction does to behavior, beside controls that disturb the model as much (PROTOCOL section 5).
+"""What removing or adding the direction does to behavior, beside controls that disturb the model as much (docs/cause.md).
 
 Interventions live in hooks for the time of a generation. Nothing here writes weights.
 """

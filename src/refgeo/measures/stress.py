@@ -1,4 +1,4 @@
-"""Attacks that adapt to the very checkpoint: GCG, AutoDAN, and GCG that knows the geometry (PROTOCOL section 6)."""
+"""Attacks that adapt to the very checkpoint: GCG, AutoDAN, and GCG that knows the geometry (docs/attacks.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The transfer matrix of strings: what was found against one anchor, tried on another."""
+"""The transfer matrix of strings: what was found against one anchor, tried on another (docs/attacks.md)."""
 
 from __future__ import annotations
 

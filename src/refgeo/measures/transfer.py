@@ -1,4 +1,4 @@
-"""Does the direction of one checkpoint work in another: every anchor's carrier applied to one anchor (PROTOCOL section 4).
+"""Does the direction of one checkpoint work in another: every anchor's carrier applied to one anchor (docs/geometry.md).
 
 Only forward passes, on the validation probes that report a carrier and select none. A direction that refusal no longer runs through
 moves nothing, however alike the two directions look; a cosine alone cannot tell.

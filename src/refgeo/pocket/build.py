@@ -86,6 +86,7 @@ def build(
 
     world = make_world(world_seed)
     write_files(world, folder)
+    (folder / REPORT).unlink(missing_ok=True)  # It is the mark of a build that has come to its end.
     recipe = Recipe() if steps is None else replace(Recipe(), steps=steps)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -118,7 +119,8 @@ def write_files(world: World, folder: Path) -> None:
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
-        raise StoreError(f"Cannot write the world to '{folder}': {error}", fix="Choose a folder that can be written") from error
+        why = error.strerror or error
+        raise StoreError(f"Cannot write the world to '{folder}': {why}", fix="Choose a folder that can be written") from error
 
 
 def read_report(folder: Path) -> BuildReport:

@@ -13,7 +13,7 @@ from refgeo.report.rules import Missing, Part, Verdict
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of PROTOCOL section 8. ``statement`` is the claim, ``rule`` says in words what ``parts`` computes from the tables."""
+    """A claim (docs/claims.md). ``statement`` is the claim, ``rule`` says in words what ``parts`` computes from the tables."""
 
     id: str
     statement: str

@@ -23,7 +23,7 @@ COLUMNS = (
 
 
 def ledger(evidence: Evidence, added: Sequence[Claim] = ()) -> list[Answer]:
-    """Every claim's answer: those of PROTOCOL section 8 in their order, our own after them, then ``added``.
+    """Every claim's answer: the paper's in their order, our own after them, then ``added``.
 
     Verdicts are those of each claim alone; the p-values beside them are adjusted over the family, shipped and added claims apart.
     """

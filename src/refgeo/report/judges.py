@@ -15,6 +15,7 @@ from refgeo.measures.sets import ASR, WORDS
 from refgeo.report.beside import Comparison
 from refgeo.report.figures.curves import full_budget
 from refgeo.report.figures.style import Panel
+from refgeo.report.quantities import NAMES
 from refgeo.report.rules import number, told
 from refgeo.report.tables import Tables, arm_name, arm_order
 from refgeo.statistics import Interval
@@ -23,7 +24,7 @@ from refgeo.study.closing import REFUSED
 from refgeo.study.forms import AGREEMENT, FLOOR
 
 Rows = list[list[str]]
-SCORE = "StrongREJECT"
+SCORE = NAMES["strongreject"]
 NOTHING = "\u2013"
 OF_NAMES = {"label": "harm", "refusal": "refusal, three classes", "any_refusal": "any refusal"}
 KINDS = {

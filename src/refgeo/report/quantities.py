@@ -13,7 +13,7 @@ NAMES = {
     "asr_adaptive_autodan": "adaptive AutoDAN ASR",
     "any_refusal": "refusal of direct requests",
     "any_refusal_safe": "refusal of safe prompts",
-    "strongreject": "StrongREJECT score",
+    "strongreject": "StrongREJECT",
     "utility_mean": "benign utility (0 to 2)",
     "harm_recognition": "harm recognition at equal suffix",
 }

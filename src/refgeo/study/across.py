@@ -26,7 +26,7 @@ from refgeo.study.loading import check_fit, read_carrier, read_tensors
 
 
 def transfer(job: Job) -> None:
-    """Section 4, transfer: every direction of the same seed applied to one anchor."""
+    """Transfer of directions: every direction of the same seed applied to one anchor."""
     study = job.study
     listed = job.stage.settings["sources"]
     assert isinstance(listed, list)

@@ -1,4 +1,4 @@
-"""What a study will cost before anything is run: tokens, floating-point operations, GPU hours, disk and downloads, by kind of stage.
+"""What a study will cost before anything is run: tokens, floating-point operations, hours, disk and downloads, by kind of stage.
 
 Nothing is loaded and no network is asked. What each number rests on is part of the answer (``Estimate.basis``).
 """
@@ -19,7 +19,7 @@ from refgeo.study.graph import Stage
 from refgeo.study.judged import FLOOR_REQUESTS
 from refgeo.study.known import Shape, counts, lengths, shape
 from refgeo.study.staging import VERSIONS
-from refgeo.study.workload import Device, Work, write
+from refgeo.study.workload import CORE, Device, Work, write
 
 JUDGE_PROMPT = 300
 """Tokens assumed around the completion in a judge's prompt."""
@@ -27,7 +27,7 @@ JUDGE_PROMPT = 300
 
 @dataclass(frozen=True)
 class Row:
-    """All stages of one kind. ``flops`` and ``hours`` (one GPU) are None where the model's architecture is not known."""
+    """All stages of one kind. ``flops`` and ``hours`` (on one device) are None where the model's architecture is not known."""
 
     kind: str
     stages: int
@@ -71,11 +71,11 @@ class Estimate:
 
 
 def estimate(study: Study, stages: Iterable[Stage], device: Device | None = None) -> Estimate:
-    """Cost of the given stages of a study: all of its graph, or those that are still to be made.
+    """Cost of the given stages of a study: all of its graph, or those that are still to be made; on a core where the study names the CPU.
 
     Raises ``DataError`` when a file that the study names cannot be read, ``ConfigError`` when ``train.lora.targets`` does not fit.
     """
-    device, rows = device or Device(), []
+    device, rows = device or (CORE if study.model.device == "cpu" else Device()), []
     model = shape(study.model, study.train.lora)
     found, notes = counts(study)
     texts, origin = lengths(study)
@@ -110,10 +110,10 @@ def estimate(study: Study, stages: Iterable[Stage], device: Device | None = None
             rows.append(_row(f"{name} {role}", times, judged, 0.0, judge, device, f"{texts_read:,.0f} completions read by {asked.path}"))
             basis.append(f"{name} {role}: {judge.basis if judge else f'nothing known of {asked.path!r}'}")
         if settings.served or settings.refusal_served or settings.score_served:
-            basis.append(f"served {name}: {texts_read:,.0f} completions are sent to an endpoint; that is not in the GPU hours")
-    basis += [f"lengths: {origin}", *notes, *_assumptions(device)]
+            basis.append(f"served {name}: {texts_read:,.0f} completions are sent to an endpoint; that is not in the time")
+    basis += [f"lengths: {origin}", *notes, *_assumptions(device, study.model.device)]
     if model is not None and exact.exact:
-        basis.append(f"re-scoring candidates in float32 takes {exact.seconds(model, device) / 3600:,.1f} of the GPU hours")
+        basis.append(f"re-scoring candidates in float32 takes {exact.seconds(model, device) / 3600:,.1f} of the hours")
     return Estimate(study.name, device, tuple(rows), tuple(downloads(study)), tuple(basis))
 
 
@@ -138,14 +138,20 @@ def _judges(settings: OneJudgeSettings) -> Iterator[tuple[str, ModelSettings, in
             yield str(kind), chosen, 1 if kind in CLASSIFIERS else settings.max_new_tokens
 
 
-def _assumptions(device: Device) -> Iterator[str]:
-    yield f"GPU: one {device.name}, {device.half / 1e12:.0f} TFLOPS in half precision at {device.utilization:.0%}"
-    yield f"float32 (re-scored candidates): {device.single / 1e12:.0f} TFLOPS at {device.single_utilization:.0%}"
-    yield (
-        f"writing: every pass reads all weights at {device.streaming:.0%} of {device.bandwidth / 1e12:.2f} TB/s "
-        f"and waits {1e3 * device.launch:.1f} ms per layer"
-    )
+def _assumptions(device: Device, asked: str) -> Iterator[str]:
+    if device.kind == "core":
+        yield f"CPU: {device.single / 1e9:.0f} GFLOP/s on one core, what 'refgeo run pocket' reached on the machine of docs/performance.md"
+        yield "which is the mean over all kinds of stage: one kind may take a quarter of its time, or four times as long"
+        yield "as many stages run at once as run.workers allows; once a stage has run, what it took is shown above instead"
+    else:
+        meant = "" if asked.startswith("cuda") else f"; for orientation, since model.device is '{asked}'"
+        yield f"GPU: one {device.name}, {device.half / 1e12:.0f} TFLOPS in half precision at {device.utilization:.0%}{meant}"
+        yield f"float32 (re-scored candidates): {device.single / 1e12:.0f} TFLOPS at {device.single_utilization:.0%}"
+        yield (
+            f"writing: every pass reads all weights at {device.streaming:.0%} of {device.bandwidth / 1e12:.2f} TB/s "
+            f"and waits {1e3 * device.launch:.1f} ms per layer"
+        )
     yield "upper bounds: completions have full length, attacks spend all steps, every candidate is new and typable"
     yield "interventions: the draft is checked in full and half of it written anew"
-    yield "left out: loading, host work beyond the utilization above, drift, report, judging by rules"
+    yield "left out: loading, work beside the model, drift, report, judging by rules"
     yield "downloads: 2 bytes per weight, 1 MB per file behind an address; rows of sets that are not here as published"

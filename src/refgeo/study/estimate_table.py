@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from rich.console import Group
 from rich.table import Table
@@ -48,18 +48,20 @@ def cost_table(estimate: Estimate) -> Table:
     title = Text(f"Estimated cost of {estimate.study} on one {estimate.device.name}")
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("stages", overflow="fold")
-    for column in ("n", "forward", "backward", "FLOPs", "GPU hours", "disk"):
+    time = "GPU hours" if estimate.device.kind == "GPU" else "core time"
+    for column in ("n", "forward", "backward", "FLOPs", time, "disk"):
         table.add_column(column, justify="right", no_wrap=True)
+    tell = hours if estimate.device.kind == "GPU" else span
     for row in estimate.rows:
-        table.add_row(*_cells(row))
-    table.add_row(*_cells(estimate.total), style="bold")
+        table.add_row(*_cells(row, tell))
+    table.add_row(*_cells(estimate.total, tell), style="bold")
     return table
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row, tell: Callable[[float | None], str]) -> tuple[str, ...]:
     """An unknown number is a question mark; nothing at all is a blank."""
     flops = "?" if row.flops is None else f"{row.flops:.1e}" if row.flops else ""
-    return row.kind, str(row.stages), tokens(row.forward), tokens(row.backward), flops, hours(row.hours), size(row.disk)
+    return row.kind, str(row.stages), tokens(row.forward), tokens(row.backward), flops, tell(row.hours), size(row.disk)
 
 
 def tokens(count: float) -> str:
@@ -83,3 +85,10 @@ def hours(value: float | None) -> str:
     if value is None:
         return "?"
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}" if value >= 0.01 else "< 0.01" if value else ""
+
+
+def span(value: float | None) -> str:
+    """Hours as ``40 s``, ``12 min`` or ``3.5 h``."""
+    if not value:
+        return hours(value)
+    return f"{max(1.0, value * 3600):.0f} s" if value < 1 / 60 else f"{value * 60:.0f} min" if value < 1 else f"{hours(value)} h"

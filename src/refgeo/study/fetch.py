@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from refgeo import __version__
-from refgeo.config.bundle import MANIFEST, Item, Kept, Manifest, Want, digest, intact, read_manifest, wanted
+from refgeo.config.bundle import MANIFEST, Item, Kept, Manifest, Want, digest, in_bundle, intact, read_manifest, wanted
 from refgeo.config.data import Part
 from refgeo.config.locations import OFFLINE, is_url, locate
 from refgeo.config.schema import Study
@@ -18,6 +18,7 @@ from refgeo.errors import DataError, ModelError
 from refgeo.lm.origin import UNGATED
 from refgeo.progress import Progress
 from refgeo.study.files import disk_full, filling, storing, write_text
+from refgeo.study.validate import load_sets
 
 ROWS = "rows.parquet"
 MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py", "README.md"]
@@ -57,10 +58,24 @@ def fetch(study: Study, folder: Path, progress: Progress | None = None) -> Manif
     return manifest
 
 
+def check_bundle(study: Study, folder: Path) -> None:
+    """Read every set from the bundle, as a run there will. Raises ``DataError``: a page that asks to log in is a file like any other."""
+    data = study.data.model_copy(update={"bundle": str(folder)})
+    try:
+        load_sets(in_bundle(study.model_copy(update={"data": data})))
+    except DataError as error:
+        raise DataError(
+            f"Everything is in '{folder}', but no run can use it: {error}",
+            fix="Correct the setting or the source, delete that file in the bundle, and fetch again",
+        ) from error
+
+
 def _fetched(want: Want, bundle: Path) -> Item:
     home = bundle / want.kind / _name(want)
     commit = None
     local = locate(want.path)
+    if want.path.startswith("http://"):
+        raise DataError(f"'{want.path}' is not a safe address", expected="https", fix="Or download the file and give its path")
     if local is None and not is_url(want.path) and want.kind == "file":
         raise DataError(f"'{want.path}' is not a local file", expected="the path of a file, or an https URL")
     if want.kind == "model" and local is None:

@@ -60,7 +60,7 @@ def study_graph(store: Store, study: Study, digests: Digests, builder: str) -> G
 
 
 def fixed_cases(slices: Slices) -> Stage:
-    """Section 3: the fixed-source attack."""
+    """The fixed-source attack."""
     study, attack = slices.study, slices.study.source_attack
     return make(
         CASES,
@@ -77,7 +77,7 @@ def fixed_cases(slices: Slices) -> Stage:
 
 
 def training(slices: Slices) -> Iterator[Stage]:
-    """Section 2: each arm and seed, the checkpoints that it leaves, and the search for a reference."""
+    """Each arm and seed, the checkpoints that it leaves, and the search for a reference."""
     study = slices.study
     for arm in study.train.arms if not study.checkpoints else ():
         for seed in study.train.seeds:
@@ -189,7 +189,7 @@ def measures(
 
 
 def drifts(slices: Slices, arm: str, seed: int, steps: list[int], reference: int) -> Iterator[Stage]:
-    """Section 4, drift: every anchor against its arm's reference and against the anchor before it."""
+    """Drift: every anchor against its arm's reference and against the anchor before it."""
     study = slices.study
     settings: Slice = {"geometry": slices.geometry(), "seed": study.seed, "reference": reference}
     for step in steps:
@@ -202,7 +202,7 @@ def drifts(slices: Slices, arm: str, seed: int, steps: list[int], reference: int
 
 
 def transfers(target: Target, references: dict[tuple[str, int], int | None]) -> Iterator[Stage]:
-    """Section 4, transfer: the directions of the start and of every anchor with the same seed, applied to one anchor.
+    """Transfer of directions: the directions of the start and of every anchor with the same seed, applied to one anchor.
 
     The start belongs to all seeds. Nothing is applied before all the references among them are known: each is one more direction.
     """
@@ -228,7 +228,7 @@ def transfers(target: Target, references: dict[tuple[str, int], int | None]) -> 
 
 
 def replays(slices: Slices, measured: list[Stage]) -> Iterator[Stage]:
-    """Section 6, transfer: the strings of every attacked anchor on every attacked anchor of the same seed, the start among them."""
+    """Transfer of strings: the strings of every attacked anchor on every attacked anchor of the same seed, the start among them."""
     most = slices.study.stress.replay_behaviors
     stressed = [stage for stage in measured if stage.kind == "stress"] if slices.study.stress.replay else []
     for target in stressed:

@@ -17,7 +17,7 @@ from refgeo.study.reading import read_attacked
 
 
 def replay(job: Job) -> None:
-    """Section 6, transfer: the strings found at other anchors, and here, on one anchor."""
+    """Transfer of strings: the strings found at other anchors, and here, on one anchor."""
     study, listed = job.study, job.stage.settings["sources"]
     assert isinstance(listed, list)
     sources = [

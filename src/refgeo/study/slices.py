@@ -82,7 +82,7 @@ class Slices:
         return {"judge": self.judge(), "behaviors_test": self.source(data.behaviors_test), "strongreject": self.source(data.strongreject)}
 
     def evaluation(self) -> Slice:
-        """The sets of PROTOCOL section 3 without tails, and how completions of them are made and judged."""
+        """The sets without tails, and how completions of them are made and judged."""
         data = self.study.data
         return {
             "model": self.model(),

@@ -124,7 +124,7 @@ def stable_from(refusal: dict[int, float], rule: ReferenceRule) -> int | None:
 
 
 def behavior(job: Job) -> None:
-    """Section 3 at one anchor."""
+    """Behavior at one anchor."""
     study = job.study
     measured = measure_behavior(
         _model(job), evaluation_sets(study.data), _cases(job), _judge(job), study.behavior, study.source_attack, study.seed, job.progress
@@ -133,7 +133,7 @@ def behavior(job: Job) -> None:
 
 
 def geometry(job: Job) -> None:
-    """Section 4 at one anchor."""
+    """Geometry at one anchor."""
     study = job.study
     probes = load_probes(study.data.probes)
     found = measure_geometry(_model(job), probes, study.geometry, _judge(job), study.behavior.max_new_tokens, study.seed, job.progress)
@@ -141,7 +141,7 @@ def geometry(job: Job) -> None:
 
 
 def drift(job: Job) -> None:
-    """Section 4, drift: one anchor against its reference and against the anchor before it."""
+    """Drift: one anchor against its reference and against the anchor before it."""
     study, arm, seed = job.study, _arm(job), _seed(job)
     targets = job.stage.settings["to"]
     assert isinstance(targets, dict)
@@ -161,7 +161,7 @@ def drift(job: Job) -> None:
 
 
 def intervention(job: Job) -> None:
-    """Section 5 at one anchor."""
+    """Cause at one anchor."""
     study = job.study
     folder = _own(job) / "geometry"
     sets = evaluation_sets(study.data)
@@ -189,7 +189,7 @@ def intervention(job: Job) -> None:
 
 
 def stress(job: Job) -> None:
-    """Section 6 at one anchor."""
+    """Stress at one anchor."""
     study = job.study
     behaviors = load_behaviors(study.data.behaviors_test)
     sweep(job.store)

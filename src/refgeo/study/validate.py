@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from refgeo.config.attack import AttackSettings
 from refgeo.config.schema import Study
@@ -17,7 +18,7 @@ from refgeo.data.load import (
     load_strongreject,
     load_xstest,
 )
-from refgeo.data.rows import Behavior, Probe, Prompt
+from refgeo.data.rows import Behavior, Chat, Probe, Prompt
 from refgeo.errors import ConfigError, DataError
 from refgeo.judging import make_judge
 from refgeo.judging.models import check_models
@@ -30,6 +31,39 @@ def validate(study: Study) -> None:
 
     Raises the ``RefgeoError`` that the study would meet later: ``DataError``, ``ModelError``, ``ContextOverflow`` or ``ConfigError``.
     """
+    train, val, test, probes, chats, safe, harmful = load_sets(study)
+    for section, judge in (("judge", study.judge), ("judge.second", study.judge.second)):
+        if judge is None:
+            continue
+        make_judge(judge, section=section)
+        check_models(judge, section)
+        if judge.kind == "reference" and not any(behavior.reference for behavior in test):
+            raise DataError(
+                f"'{study.data.behaviors_test.path}' has no Reference, but {section}.kind is 'reference'",
+                expected="a reference answer to judge from",
+                fix=f"Add the column, or set {section}.kind to rules",
+            )
+    for model in (study.model, *(checkpoint.model for checkpoint in study.checkpoints)):
+        chat, context = load_renderer(model)
+        if not study.checkpoints:
+            chat.conversation(chats[0].messages)
+        _check_prompts(study, chat, context, train, val, test, safe, harmful, probes)
+
+
+class Sets(NamedTuple):
+    """Every set of a study. ``safe``: those of XSTest and of the audit; ``harmful``: StrongREJECT's."""
+
+    train: list[Behavior]
+    val: list[Behavior]
+    test: list[Behavior]
+    probes: list[Probe]
+    chats: list[Chat]
+    safe: list[Prompt]
+    harmful: list[Prompt]
+
+
+def load_sets(study: Study) -> Sets:
+    """Read every set and hold them against each other. Raises ``DataError``."""
     data = study.data
     train, test = load_behaviors(data.behaviors_train), load_behaviors(data.behaviors_test)
     val = [] if data.behaviors_val is None else load_behaviors(data.behaviors_val, need_targets=False)
@@ -42,22 +76,7 @@ def validate(study: Study) -> None:
     harmful = [] if data.strongreject is None else load_strongreject(data.strongreject)
     if data.filler is not None:
         load_filler(data.filler)
-    for section, judge in (("judge", study.judge), ("judge.second", study.judge.second)):
-        if judge is None:
-            continue
-        make_judge(judge, section=section)
-        check_models(judge, section)
-        if judge.kind == "reference" and not any(behavior.reference for behavior in test):
-            raise DataError(
-                f"'{data.behaviors_test.path}' has no Reference, but {section}.kind is 'reference'",
-                expected="a reference answer to judge from",
-                fix=f"Add the column, or set {section}.kind to rules",
-            )
-    for model in (study.model, *(checkpoint.model for checkpoint in study.checkpoints)):
-        chat, context = load_renderer(model)
-        if not study.checkpoints:
-            chat.conversation(chats[0].messages)
-        _check_prompts(study, chat, context, train, val, test, safe, harmful, probes)
+    return Sets(train, val, test, probes, chats, safe, harmful)
 
 
 def _check_prompts(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from refgeo.config.attack import AttackSettings
 from refgeo.config.autodan import AutoDANSettings
@@ -20,7 +21,7 @@ TEXT_TOKENS = 100
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU and how well it is assumed to be used. Peaks are the maker's: dense operations per second, and bytes per second.
+    """A GPU, or a core of a CPU, and how well it is assumed to be used. Peaks: dense operations per second, and bytes per second.
 
     A pass that writes one token per row reads all weights once, at ``streaming`` of the bandwidth, and waits ``launch`` seconds per
     layer for its kernels to be started; it takes at least that long.
@@ -34,6 +35,11 @@ class Device:
     single_utilization: float = 0.6
     streaming: float = 0.6
     launch: float = 0.8e-3
+    kind: Literal["GPU", "core"] = "GPU"
+
+
+CORE = Device("CPU core", 40e9, 40e9, 20e9, utilization=1.0, single_utilization=1.0, streaming=0.5, launch=0.1e-3, kind="core")
+"""What a core of the machine in docs/performance.md made of the shipped study: all its operations, over the CPU time that they took."""
 
 
 @dataclass(frozen=True)

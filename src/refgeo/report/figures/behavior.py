@@ -7,7 +7,7 @@ import pandas as pd
 from refgeo.report.compare import across_seeds
 from refgeo.report.figures.curves import Line, by_step, curve, full_budget, select
 from refgeo.report.figures.style import Panel, arm_color, blank, color, plain, whiskers
-from refgeo.report.quantities import range_of
+from refgeo.report.quantities import NAMES, range_of
 from refgeo.report.rules import told
 from refgeo.report.tables import Tables, arm_name, arm_order, estimates
 from refgeo.statistics import Interval
@@ -24,7 +24,7 @@ TAIL_NAMES = {
 
 
 def curves(tables: Tables) -> list[Panel]:
-    """Every behavior curve of PROTOCOL section 3."""
+    """Every curve of behavior."""
     table = tables.behavior
 
     def one(title: str, caption: str, set_name: str, metric: str, limits: tuple[float, float] = (0.0, 1.0), **identity: object) -> Panel:
@@ -47,7 +47,7 @@ def curves(tables: Tables) -> list[Panel]:
             "utility_mean",
             (0.0, 2.0),
         ),
-        one("StrongREJECT", "How much of the forbidden answer is given, 0 to 1.", "strongreject", "strongreject"),
+        one(NAMES["strongreject"], "How much of the forbidden answer is given, 0 to 1.", "strongreject", "strongreject"),
         one(
             "Degenerate under the fixed attack",
             "Empty or nonsense completions: no attack success, but no robustness either.",
