@@ -211,7 +211,7 @@ def test_a_scan_of_something_else_is_refused(tmp_path: Path, study: Path, tiny_m
     assert "There is no folder" in refused(*words[:-1], tmp_path / "absent", "--study", study)
     assert "holds no scan of" in refused("intervene", tiny_model_dir, "-o", tmp_path / "out", "--study", study, "--scan", tmp_path)
     cases = tmp_path / "cases.jsonl"
-    cases.write_text(json.dumps({"behavior": "strange", "prompt": "x", "target": "y", "attack": "z"}) + "\n")
+    cases.write_text(json.dumps({"behavior": "strange", "request": "x", "target": "y", "attack": "z"}) + "\n")
     assert "'strange'" in refused("intervene", tiny_model_dir, "-o", tmp_path / "out", "--study", study, "--cases", cases)
     assert not (tmp_path / "out").exists()
 

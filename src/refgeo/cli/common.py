@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import typer
 from rich.markup import escape
 
+from refgeo.progress import Progress
 from refgeo.study.terminal import Terminal
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -105,6 +106,23 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def working(first: str, left: Callable[[], str]) -> Iterator[Progress]:
+    """A bar, at first with the words ``first``, while a terminal looks on. Ends with code 130 when interrupted, and says what is ``left``."""
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    errors = Terminal(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        with interruptible(), Bar(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+            task = bar.add_task(first, total=None)
+            yield lambda done, total, note: bar.update(task, completed=done, total=total or None, description=note or first)
+    except KeyboardInterrupt:
+        errors.print(f"Stopped. {left()}", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refgeo.cli.common import INTERRUPTED, app, interruptible, preset_names, quiet_libraries
+from refgeo.cli.common import app, preset_names, quiet_libraries, working
 from refgeo.study.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -45,7 +44,8 @@ def attack(models: Models, output: Output, study: StudyOption = None, change: Ch
     Writes table.parquet (success within each budget), transcripts.jsonl, cases.jsonl (the strings found) and records.parquet (every
     step). Ctrl-C keeps the strings found so far.
     """
-    with _working(output) as progress:
+    quiet_libraries()
+    with working("loading", partial(_kept, output)) as progress:
         from refgeo.instruments.attacking import attack as run
         from refgeo.instruments.told import told_attack
 
@@ -62,7 +62,8 @@ def scan(models: Models, output: Output, study: StudyOption = None, change: Chan
     Writes index.html (maps and numbers), scan.csv and scan.parquet (a row per position and layer), table.parquet, carrier.json and
     tensors.safetensors.
     """
-    with _working(output) as progress:
+    quiet_libraries()
+    with working("loading", partial(_kept, output)) as progress:
         from refgeo.instruments.scanning import scan as run
         from refgeo.instruments.told import told_scan
 
@@ -90,7 +91,8 @@ def intervene(
 
     Writes table.parquet (rates and their changes) and transcripts.jsonl; without --scan also the scan.
     """
-    with _working(output) as progress:
+    quiet_libraries()
+    with working("loading", partial(_kept, output)) as progress:
         from refgeo.instruments.intervening import intervene as run
         from refgeo.instruments.told import told_intervention
 
@@ -124,7 +126,8 @@ def judge(
     Writes verdicts.jsonl, summary.csv (rates, the unscored and what they could change, agreement) and floor.csv (what the judge gives to
     replies that help nobody).
     """
-    with _working(output) as progress:
+    quiet_libraries()
+    with working("loading", partial(_kept, output)) as progress:
         from refgeo.instruments.judging import judge as run
         from refgeo.instruments.told import told_judgement
 
@@ -156,7 +159,8 @@ def selfcheck(
     Random weights, shuffled labels, a model against itself, canned answers, interventions that do nothing, null comparisons. Writes
     nothing without -o; with it selfcheck.csv and table.parquet.
     """
-    with _working(output) as progress:
+    quiet_libraries()
+    with working("loading", partial(_kept, output)) as progress:
         from refgeo.instruments.selfcheck import selfcheck as run
         from refgeo.instruments.selfcheck import told_selfcheck
 
@@ -165,23 +169,6 @@ def selfcheck(
     _tell(*told, None if output is None else output / "selfcheck.csv")
     if (found["verdict"] == "NOT NULL").any():
         raise typer.Exit(1)
-
-
-@contextmanager
-def _working(output: Path | None) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar while a terminal looks on. Exits with code 130 when interrupted, and says what was kept."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    quiet_libraries()
-    errors = Terminal(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    try:
-        with interruptible(), Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-            task = bar.add_task("loading", total=None)
-            yield lambda done, total, note: bar.update(task, completed=done, total=total, description=note)
-    except KeyboardInterrupt:
-        errors.print(f"Stopped. {_kept(output)}", soft_wrap=True)
-        raise typer.Exit(INTERRUPTED) from None
 
 
 def _kept(output: Path | None) -> str:

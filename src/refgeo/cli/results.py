@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refgeo.cli.common import INTERRUPTED, app, interruptible, quiet_libraries
+from refgeo.cli.common import app, quiet_libraries, working
 from refgeo.cli.studies import RunFolder, run_folder
 from refgeo.study.terminal import Terminal
 
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
 PANEL = "A finished run"
 SHOWN = 40
 """Numbers that ``refgeo diff`` prints unless asked for all."""
+WRITTEN = "What was written stays."
 LONGEST_CELL = 80
 """Characters of a setting's value that it prints."""
 
@@ -85,7 +84,7 @@ def figures(
     from refgeo.report.static import fresh_report, write_figures, write_tables
 
     console = Terminal()
-    with _working("reading the run") as told, fresh_report(folder, chosen) as report:
+    with working("reading the run", lambda: WRITTEN) as told, fresh_report(folder, chosen) as report:
         told(0, 0, "writing tables")
         tables = write_tables(report, folder, chosen, output)
         console.print(f"{len(tables)} tables in {output / 'tables'}", soft_wrap=True)
@@ -109,26 +108,10 @@ def export_inspect(
 
     quiet_libraries()
     chosen, folder = run_folder(run)
-    with _working("reading the run") as told:
+    with working("reading the run", lambda: WRITTEN) as told:
         found = export(folder, chosen, output, lambda done, total: told(done, total, "writing logs"))
     console = Terminal()
     console.print(f"{len(found)} logs in {output}. Look at them with: inspect view start --log-dir {output}", soft_wrap=True)
-
-
-@contextmanager
-def _working(first: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar while a terminal looks on; a total of 0 is not known. Exits with code 130 when interrupted."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    errors = Terminal(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    try:
-        with interruptible(), Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-            task = bar.add_task(first, total=None)
-            yield lambda done, total, note: bar.update(task, completed=done, total=total or None, description=note)
-    except KeyboardInterrupt:
-        errors.print("Stopped. What was written stays.")
-        raise typer.Exit(INTERRUPTED) from None
 
 
 def _tell_making(console: Terminal, found: Difference) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from refgeo import __version__
-from refgeo.cli.common import INTERRUPTED, Commands, app, interruptible, preset_names, quiet_libraries
+from refgeo.cli.common import INTERRUPTED, Commands, app, interruptible, preset_names, quiet_libraries, working
 from refgeo.errors import ConfigError, StoreError
 from refgeo.study.terminal import Terminal
 
@@ -254,28 +254,17 @@ def build(
 
     That is a look only: a model of 50 steps knows next to nothing, and the comparison says so.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from refgeo.pocket.build import SHIPPED_SEED, compare
     from refgeo.pocket.build import build as build_world
 
     quiet_libraries()
+
+    def left() -> str:
+        return f"What is in {output} is not finished; the same command starts anew." if output.exists() else "Nothing was written."
+
+    with working("pretraining", left) as progress:
+        made = build_world(output, SHIPPED_SEED if world_seed is None else world_seed, seed, progress, steps)
     console = Terminal()
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    try:
-        with interruptible(), Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task("pretraining", total=None)
-            made = build_world(
-                output,
-                SHIPPED_SEED if world_seed is None else world_seed,
-                seed,
-                lambda done, total, note: bar.update(task, completed=done, total=total, description=note or "pretraining"),
-                steps,
-            )
-    except KeyboardInterrupt:
-        left = f"What is in {output} is not finished; the same command starts anew." if output.exists() else "Nothing was written."
-        Terminal(stderr=True).print(f"Stopped. {left}", soft_wrap=True)
-        raise typer.Exit(INTERRUPTED) from None
     console.print(f"Built world {made.world_seed} with {made.parameters:,} parameters in {output}", soft_wrap=True)
     console.print(compare(output).summary())
 
