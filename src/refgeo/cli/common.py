@@ -110,7 +110,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def working(first: str, left: Callable[[], str]) -> Iterator[Progress]:
-    """A bar, at first with the words ``first``, while a terminal looks on. Ends with code 130 when interrupted, and says what is ``left``."""
+    """A bar that begins with ``first``, while a terminal looks on. Ends with code 130 when interrupted, and says what is ``left``."""
     from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
