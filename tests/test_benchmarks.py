@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from refgeo.attacks.encoded import Encoded, encode
 from refgeo.config.measures import GeometrySettings
 from refgeo.errors import ModelError
 from refgeo.lm.model import LanguageModel
-from refgeo.lm.residual import Site, read_mean
+from refgeo.lm.residual import Site
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks are scripts beside the package, not part of it
 
@@ -157,9 +156,3 @@ def test_means_of_activations_agree_with_the_pattern_of_the_peers(lm: LanguageMo
     assert isinstance(figures["flops_ratio"], float)
     assert figures["flops_ratio"] < 1
     assert "peer, padded right" in text
-
-
-def test_the_memory_of_a_mean_does_not_grow_with_the_number_of_prompts(lm: LanguageModel) -> None:
-    rows = [prompt.ids for prompt in generation.prompts(lm, 8, 12)]
-    few, many = (measuring.added_peak(partial(read_mean, lm, rows * count, (-2, -1), batch=4), CPU) for count in (4, 16))
-    assert many <= few

@@ -102,38 +102,10 @@ def read(
     site: Site = "block_output",
     batch: int = 128,
 ) -> Float[Tensor, "prompt pos layer d_model"]:
-    """Residual stream at ``positions`` counted from the end of each prompt, for all layers, in float32 on the CPU.
+    """Residual stream at ``positions`` counted from the end of each prompt, for all layers, in float32 on the CPU; without the head.
 
-    Raises ``ModelError`` when a position lies before the first token of a prompt.
+    Raises ``ModelError`` when there are no prompts, or a position lies before the first token of one.
     """
-    result = torch.empty(len(prompts), len(positions), lm.depth, lm.width)
-    for chosen, states in _streamed(lm, prompts, positions, site, batch):
-        result[torch.tensor(chosen)] = states.to(result.dtype)
-    return result
-
-
-@torch.no_grad()
-def read_mean(
-    lm: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    positions: Sequence[int],
-    site: Site = "block_output",
-    batch: int = 128,
-) -> Float[Tensor, "pos layer d_model"]:
-    """Mean over the prompts of what ``read`` reads, accumulated in float64; memory does not grow with the number of prompts.
-
-    For means alone: whoever needs single prompts as well takes the mean of what ``read`` returns. Raises as ``read`` does.
-    """
-    total = torch.zeros(len(positions), lm.depth, lm.width, dtype=torch.float64)
-    for _, states in _streamed(lm, prompts, positions, site, batch):
-        total += states.sum(dim=0, dtype=torch.float64)
-    return total / len(prompts)
-
-
-def _streamed(
-    lm: LanguageModel, prompts: Sequence[Sequence[int]], positions: Sequence[int], site: Site, batch: int
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Indices of some prompts and their states, ``batch pos layer d_model`` on the CPU, until all were read; without the head."""
     if not prompts:
         raise ModelError("There are no prompts to read", expected="at least one")
     shortest = min(len(row) for row in prompts)
@@ -141,14 +113,14 @@ def _streamed(
         raise ModelError(
             f"Positions {list(positions)} do not exist in a prompt of {shortest} tokens", expected="negative positions inside it"
         )
+    result = torch.empty(len(prompts), len(positions), lm.depth, lm.width)
     index = torch.tensor(positions)
     for chosen in _similar(prompts, batch, lm.device):
-        seen: list[Tensor] = [torch.empty(0)] * lm.depth
+        rows = torch.tensor(chosen)
 
-        def keep(layer: int, seen: list[Tensor] = seen) -> Edit:
+        def keep(layer: int, rows: Tensor = rows) -> Edit:
             def edit(hidden: Tensor) -> Tensor:
-                states = hidden[:, index.to(hidden.device) + hidden.shape[1]]
-                seen[layer] = (states if states.dtype == torch.float64 else states.float()).cpu()
+                result[rows, :, layer] = hidden[:, index.to(hidden.device) + hidden.shape[1]].to("cpu", torch.float32)
                 return hidden
 
             return edit
@@ -156,7 +128,7 @@ def _streamed(
         ids, mask = left_pad([prompts[row] for row in chosen], lm.pad_id, lm.device)
         with editing([(block, side(site), keep(layer)) for layer, block in enumerate(lm.blocks)]):
             lm.core.base_model(input_ids=ids, attention_mask=mask, position_ids=places_of(mask), use_cache=False)
-        yield chosen, torch.stack(seen, dim=2)
+    return result
 
 
 def _similar(prompts: Sequence[Sequence[int]], batch: int, device: torch.device) -> list[list[int]]:
