@@ -13,6 +13,8 @@ from urllib.parse import unquote
 
 import pytest
 
+from refgeo.attacks.state import COLUMNS
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -77,3 +79,8 @@ def test_the_worked_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert int(space["best"]["layer"]) >= 0
     assert "s_total" in capsys.readouterr().out
     assert len(space["before"]) == len(space["after"]) == 8
+
+
+def test_the_page_of_attacks_names_the_columns_that_records_have() -> None:
+    page = (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
+    assert f"found.records       # {', '.join(COLUMNS)}\n" in page
