@@ -179,7 +179,8 @@ def test_shards_change_nothing_where_cases_share_nothing_and_a_killed_run_goes_o
 
 def test_shards_go_when_their_stage_is_published_and_with_its_settings(tmp_path: Path) -> None:
     first, second = job(tmp_path), job(tmp_path, "e" * 64)
-    empty = Attempt(pd.DataFrame({"id": ["b0"]}), [], pd.DataFrame({"behavior": ["b0"]}))
+    step = {"behavior": "b0", "step": 0, "attack": "! !", "loss": 1.0, "candidates": 0, "flops": 1.0, "succeeded": None}
+    empty = Attempt(pd.DataFrame({"id": ["b0"]}), [], pd.DataFrame([step]))
     Shards(first)("a", lambda: empty)
     sweep(first.store)
     assert Shards(first).folder.is_dir()

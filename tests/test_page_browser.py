@@ -170,9 +170,9 @@ def test_the_state_survives_a_reload_and_a_link(browser: Browser, index: Path) -
     await wait();
     told.place = location.hash.split("&")[0];
     """
-    told = look(browser, index, probe, "#behavior&step=50&seed=2&count=gated&arm=r2d2&t-set=Direct+request")
+    told = look(browser, index, probe, "#behavior&step=50&seed=2&count=gated&arm=r2d2&t-set=Direct+requests")
     assert told["state"] == told["after"] == ["step 50", "2", True, False]
-    assert told["filter"] == "Direct request"
+    assert told["filter"] == "Direct requests"
     assert told["hash"].startswith("#C7&")
     assert "step=50" in told["hash"]
     assert told["rule"]

@@ -309,10 +309,10 @@ def test_nothing_is_transferred_before_every_reference_of_the_seed_is_known(tiny
 
 def test_a_projection_reads_what_was_attacked_and_the_axes_of_the_start(tiny: Callable[..., Study], tmp_path: Path) -> None:
     stages = graph(tiny("stress.steps=[0,3]"), tmp_path / "run").stages
-    assert set(stages["start/projection"].inputs) == {"start/geometry", "cases/fixed", "start/behavior", "start/stress"}
+    assert set(stages["start/projection"].inputs) == {"start/geometry", "start/behavior", "start/stress"}
     anchor = anchor_id("sft", 1, 3)
     wanted = {f"{anchor}/{part}" for part in ("adapter", "geometry", "behavior", "stress")}
-    assert set(stages[f"{anchor}/projection"].inputs) == {"start/projection", "cases/fixed", *wanted}
+    assert set(stages[f"{anchor}/projection"].inputs) == {"start/projection", *wanted}
     assert not [name for name in stages[f"{anchor_id('sft', 1, 6)}/projection"].inputs if name.endswith("stress")]
 
 

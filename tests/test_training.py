@@ -132,7 +132,7 @@ def test_no_test_behavior_is_ever_in_the_pool(study: Study, tmp_path: Path) -> N
     (state,) = (tmp_path / "apart" / "saves").glob("step-*/state.json")
     pool = json.loads(state.read_text())["cases"]
     assert {case["behavior"] for case in pool} <= {"red", "blue", "small", "big"}
-    assert all(case["prompt"].startswith("how do i cook") for case in pool)
+    assert all(case["request"].startswith("how do i cook") for case in pool)
 
 
 def test_the_clean_loss_falls_and_r2d2_logs_its_own_losses(study: Study, tmp_path: Path) -> None:
