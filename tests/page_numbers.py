@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from refgeo.report.narrative import percent
-from refgeo.report.rules import number
+from refgeo.report.rules import number, percent
 from refgeo.report.tables import ARM_NAMES
 
 N = r"(?:\u2212?\d+(?:\.\d+)?%?)"

@@ -19,7 +19,7 @@ from refgeo.report.claims import CLAIMS, claims_table, ledger
 from refgeo.report.compare import across_seeds, paired_means, paired_rates, rate_among, ratio, scores_mean, unpaired, widened
 from refgeo.report.evidence import Evidence
 from refgeo.report.paper import paper_tables
-from refgeo.report.rules import Part, interval_text, number, told
+from refgeo.report.rules import Part, interval_text, number, percent, told
 from refgeo.report.tables import Tables
 from refgeo.statistics import Interval, exact, guarded, rate
 
@@ -501,3 +501,9 @@ def test_numbers_are_printed_alike(value: float, text: str) -> None:
 def test_told() -> None:
     assert told(Interval(0.5, 0.4, 0.6, 64), 3) == "0.50 [0.40, 0.60], n = 64, 3 seeds"
     assert told(exact(2.0)) == "2.00"
+
+
+@pytest.mark.parametrize("count", range(41))
+def test_a_share_reads_the_same_in_percent_and_as_a_number(count: int) -> None:
+    share = count / 40
+    assert percent(share) == f"{float(number(share)) * 100:.0f}%" or share < 0.095

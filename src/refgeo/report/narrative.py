@@ -10,7 +10,7 @@ from refgeo.report.claims_behavior import adaptive, direct, fixed, overrefusal, 
 from refgeo.report.compare import across_seeds, has_interval
 from refgeo.report.evidence import Cell, Evidence
 from refgeo.report.quantities import range_of
-from refgeo.report.rules import Missing, interval_text, number
+from refgeo.report.rules import Missing, interval_text, number, percent
 from refgeo.statistics import Interval
 
 NONSENSE = 0.2
@@ -66,12 +66,6 @@ def figure(estimate: Interval, rate: bool = True) -> Figure:
         return Figure(number(estimate.value), f"{interval_text(estimate)}, n = {estimate.n}".lstrip(", "))
     bounds = f"{percent(max(estimate.low, 0.0))} to {percent(min(estimate.high, 1.0))}, " if has_interval(estimate) else ""
     return Figure(percent(estimate.value), f"{bounds}n = {estimate.n}")
-
-
-def percent(value: float) -> str:
-    """``3%``; one decimal below one percent, so that little does not read as nothing."""
-    shown = f"{100 * value:.1f}" if 0 < value < 0.0095 else f"{100 * value:.0f}"
-    return f"{shown}%"
 
 
 def _nonsense(evidence: Evidence, step: int) -> list[str | Figure]:

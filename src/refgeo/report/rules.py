@@ -118,12 +118,25 @@ class Part:
         return f"{self.what} is {number(self.estimate.value)} {bounds} ({sample}), {outcome}"
 
 
+def half_up(value: float) -> float:
+    """A hair further from zero: 39 of 40 is 0.98 and 98% wherever it stands; as binary fractions such ties fall either way."""
+    return math.copysign(abs(value) + 1e-9, value) if value else 0.0
+
+
 def number(value: float) -> str:
     """Two decimals, three for small numbers, so that 0.004 does not read as zero; one above 10."""
     if not math.isfinite(value):
         return "n/a"
-    text = f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}" if 0 < abs(value) < 0.095 else f"{value:.2f}"
+    shown = half_up(value)
+    text = f"{shown:.1f}" if abs(value) >= 10 else f"{shown:.3f}" if 0 < abs(value) < 0.095 else f"{shown:.2f}"
     return text.replace("-", "\u2212") if text.strip("-0.") else text.lstrip("-")
+
+
+def percent(value: float) -> str:
+    """``3%``; one decimal below one percent, so that little does not read as nothing."""
+    more = 100 * half_up(value)
+    shown = f"{more:.1f}" if 0 < value < 0.0095 else f"{more:.0f}"
+    return f"{shown}%"
 
 
 def told(estimate: Interval, seeds: int = 1) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from refgeo.report.figures.curves import QUIET, Line, curve, match
 from refgeo.report.figures.style import Panel, blank, color, plain, reason
+from refgeo.report.rules import percent
 from refgeo.report.tables import Tables, arm_name, arm_order
 
 KINDS: dict[str, tuple[str, str, str, str]] = {
@@ -134,7 +135,7 @@ def _words(table: pd.DataFrame) -> str:
     for name in ("fixed", "adaptive_gcg"):
         found = match(table, {"set": name, "metric": "harmless_side", "subset": "all"}).dropna(subset=["value"])
         if len(found):
-            parts.append(f"{float(found['value'].iloc[0]):.0%} of the {KINDS[name][0]}s (n = {int(found['n'].iloc[0])})")
+            parts.append(f"{percent(float(found['value'].iloc[0]))} of the {KINDS[name][0]}s (n = {int(found['n'].iloc[0])})")
     return f"On the harmless side of the dotted midpoint: {' and '.join(parts)}." if parts else ""
 
 
