@@ -19,7 +19,7 @@ BEHAVIOR: tuple[tuple[str, str, str], ...] = (
     ("StrongREJECT", "strongreject", MAIN["strongreject"]),
     ("Safe refused", "xstest_safe", MAIN["xstest_safe"]),
     ("Utility (0\u20132)", "audit", MAIN["audit"]),
-    ("Degenerate (fixed)", "fixed", "degenerate"),
+    ("Degenerate", "fixed", "degenerate"),
 )
 STRESS: tuple[tuple[str, str, str], ...] = (
     ("GCG ASR", "adaptive_gcg", MAIN["adaptive_gcg"]),
