@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -19,7 +20,8 @@ from refgeo.measures.projection import AttackedPrompt, Base, Plane, class_rows, 
 from refgeo.report.figures.projection import planes, shifts
 from refgeo.report.figures.style import PALETTE
 from refgeo.report.tables import Tables, collect
-from refgeo.study.across import load_plane, save_plane
+from refgeo.study.across import attacked_prompts, load_plane, save_plane
+from refgeo.study.layout import TRANSCRIPTS
 
 RNG = np.random.default_rng(0)
 HARMFUL, HARMLESS = RNG.normal(10, 0.1, 40), RNG.normal(2, 0.1, 40)
@@ -127,6 +129,37 @@ def test_the_measure_projects_what_the_model_reads(tiny_lm: LanguageModel) -> No
     start = missing.table[missing.table["axis"] == "start"]
     assert start["value"].isna().all()
     assert set(start["note"]) == {"the start has none"}
+
+
+def test_an_attacked_prompt_is_of_the_attack_that_found_it_also_with_several_attack_seeds(tmp_path: Any) -> None:
+    told: dict[str, Any] = {"subset": "all", "id": "b0", "request": "cook the fox", "placement": "suffix", "completion": "no", "tail": ""}
+    told |= {"refusal": "full_refusal", "success": False, "degenerate": False, "affirmed": False, "judge": "rules", "raw": ""}
+    fixed = {**told, "set": "fixed", "attack": "f", "label": "unscored"}
+    plain = {**told, "set": "direct", "attack": "", "label": "safe"}
+    found = [
+        {
+            **told,
+            "set": name,
+            "attack": f"{name} {seed} {steps}",
+            "label": "harmful",
+            "success": True,
+            "attack_seed": seed,
+            "attack_steps": steps,
+        }
+        for name in ("adaptive_gcg", "adaptive_autodan", "adaptive_aware")
+        for seed in (4, 5)
+        for steps in (1, 2)
+    ]
+    for part, rows in (("behavior", [plain, fixed]), ("stress", found)):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / TRANSCRIPTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [(one.set, one.attack, one.succeeded) for one in attacked_prompts(tmp_path, adaptive=True)] == [
+        ("fixed", "f", None),
+        ("adaptive_gcg", "adaptive_gcg 4 2", True),
+        ("adaptive_autodan", "adaptive_autodan 4 2", True),
+        ("adaptive_aware", "adaptive_aware 4 2", True),
+    ]
+    assert len(attacked_prompts(tmp_path, adaptive=False)) == 1
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,8 @@ def projection(job: Job) -> None:
         save_plane(job.out, own)
     fixed = own if first else load_plane(layout.start_folder(job.run) / "projection")
     probes = load_probes(study.data.probes)
-    found = measure_projection(_model(job), probes, _attacked(job, folder), own, fixed, study.geometry, study.seed, job.progress)
+    attacked = attacked_prompts(folder, adaptive=f"{_anchor(job)}/stress" in job.stage.inputs)
+    found = measure_projection(_model(job), probes, attacked, own, fixed, study.geometry, study.seed, job.progress)
     found.table.to_parquet(job.out / layout.TABLE, index=False)
     found.points.to_parquet(job.out / layout.POINTS, index=False)
 
@@ -79,11 +80,14 @@ def load_plane(folder: Path) -> Plane | str:
     return Plane(tensors["x"], tensors["y"], tensors["origin"], place["layer"], place["place"], place["position"], place["status"])
 
 
-def _attacked(job: Job, folder: Path) -> list[AttackedPrompt]:
-    """The frozen attack, and what every attack on this very anchor ended with, as they were judged here."""
+def attacked_prompts(folder: Path, *, adaptive: bool) -> list[AttackedPrompt]:
+    """The frozen attack on an anchor, and where ``adaptive`` what every attack on this very anchor ended with, as they were judged there.
+
+    Raises ``StoreError`` for completions that cannot be read.
+    """
     behavior = pd.DataFrame(reading.read_rows(folder / "behavior" / layout.TRANSCRIPTS, reading.TOLD))
     shown = [behavior[behavior["set"] == "fixed"]]
-    if f"{_anchor(job)}/stress" in job.stage.inputs:
+    if adaptive:
         stress = reading.read_attacked(folder / "stress" / layout.TRANSCRIPTS)
         shown += [final_strings(stress, attack) for attack in stress["set"].unique()]
     rows = pd.concat(shown).to_dict("records")
