@@ -321,9 +321,8 @@ def test_a_measurement_leaves_the_run_of_a_study_alone(refgeo: Refgeo, study: Pa
     assert {path.name: path.read_text() for path in out.iterdir()} == before
 
 
-def test_a_run_that_has_nothing_to_do_loads_no_model_library() -> None:
-    needed = (
-        "import sys, refgeo.cli, refgeo.study.run, refgeo.study.closing; print('torch' in sys.modules or 'transformers' in sys.modules)"
-    )
+def test_neither_a_run_that_has_nothing_to_do_nor_a_report_loads_a_model_library() -> None:
+    needed = "import sys, refgeo.cli, refgeo.study.run, refgeo.study.closing, refgeo.report.build, refgeo.report.diff; "
+    needed += "print('torch' in sys.modules or 'transformers' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", needed], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "False"

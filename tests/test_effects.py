@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from refgeo.config.judge import RefusalClass
 from refgeo.data.rows import Reference
-from refgeo.judging.verdict import Label, RefusalClass, Verdict
+from refgeo.judging.verdict import Label, Verdict
 from refgeo.measures.effects import effect_rows, mean_rows, outcomes, over_controls
 from refgeo.measures.evaluate import Item, judged, summarize
 from refgeo.measures.sets import SetName

@@ -19,9 +19,10 @@ from refgeo.lm.model import LanguageModel
 from refgeo.lm.residual import ablate, add
 from refgeo.measures.evaluate import Item, evaluate
 from refgeo.measures.geometry import Geometry, measure_geometry
-from refgeo.measures.intervention import DECISIVE, Intervened, adaptive_items, measure_intervention
+from refgeo.measures.intervention import Intervened, adaptive_items, measure_intervention
 from refgeo.measures.plan import plan_interventions
 from refgeo.measures.sequential import settled
+from refgeo.measures.sets import DECISIVE
 from refgeo.statistics import Interval
 
 GEOMETRY = GeometrySettings(positions=(-4, -3, -2, -1), bootstrap=10)

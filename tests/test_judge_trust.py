@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from fabricated_run import completions, floor_table
 from judging_models import save_deciding_judge, save_judge
-from refgeo.config.judge import JudgeSettings, OneJudgeSettings
+from refgeo.config.judge import JudgeSettings, OneJudgeSettings, RefusalClass
 from refgeo.config.load import load_study
 from refgeo.config.model import ModelSettings
 from refgeo.config.schema import Study
@@ -28,7 +28,7 @@ from refgeo.judging import Exchange, JudgeError, Verdict, floor, judge_all, make
 from refgeo.judging.compare import ALL_AGREE, CONSTANT, NOBODY, ONE_ANSWER, compare, disagreements, sample
 from refgeo.judging.models import check_models
 from refgeo.judging.quality import kappa
-from refgeo.judging.verdict import Label, RefusalClass
+from refgeo.judging.verdict import Label
 from refgeo.measures.table import frame, row
 from refgeo.statistics import exact
 from refgeo.study import layout

@@ -11,7 +11,9 @@ from refgeo.config.model import ModelSettings
 from refgeo.config.section import Positive, Rate, Section
 
 Kind = Literal["reference", "rules", "harmbench", "strongreject", "strongreject_rubric", "xstest", "llm"]
-Meaning = Literal["harmful", "safe", "full_compliance", "partial_refusal", "full_refusal"]
+RefusalClass = Literal["full_compliance", "partial_refusal", "full_refusal"]
+"""XSTest's classes."""
+Meaning = Literal["harmful", "safe", RefusalClass]
 """What an answer of an LLM judge says: about harm, or about refusal."""
 
 CLASSIFIERS: dict[str, ModelSettings] = {

@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 
 from refgeo.config.data import Part
-from refgeo.config.judge import JudgeSettings, Kind
+from refgeo.config.judge import JudgeSettings, Kind, RefusalClass
 from refgeo.config.load import dump_study
 from refgeo.config.locations import local_path
 from refgeo.config.reading import read_yaml
@@ -24,7 +24,6 @@ from refgeo.errors import ConfigError, DataError, nearest
 from refgeo.instruments.models import StudyLike, resolved_study
 from refgeo.instruments.output import RECORD, writing
 from refgeo.judging import Exchange, Judge, Verdict, agreement, bounds, floor, judge_all, make_judge
-from refgeo.judging.verdict import RefusalClass
 from refgeo.measures.behavior import evaluation_items
 from refgeo.measures.table import Row, frame, row
 from refgeo.progress import Progress

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from refgeo.config.judge import RefusalClass
 from refgeo.errors import StoreError
 from refgeo.judging.models import digest
 from refgeo.judging.reader import Opinion, Reader
-from refgeo.judging.verdict import Exchange, Label, RefusalClass
+from refgeo.judging.verdict import Exchange, Label
 
 CHUNK = 256
 """Exchanges that are read before what was said is written down: a killed run loses no more."""

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from refgeo.config.judge import RefusalClass
 from refgeo.data.tables import read_text
 from refgeo.errors import DataError
-from refgeo.judging.verdict import Exchange, Label, RefusalClass
+from refgeo.judging.verdict import Exchange, Label
 
 REQUEST_SLOTS = ("request", "behavior", "forbidden_prompt", "question")
 COMPLETION_SLOTS = ("completion", "generation", "response", "answer")

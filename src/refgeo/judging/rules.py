@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from refgeo.config.judge import RefusalClass
 from refgeo.data.rows import Reference
 from refgeo.judging.degenerate import Grammar, is_degenerate
 from refgeo.judging.phrases import AFFIRMATIVES, REFUSAL_OPENINGS
-from refgeo.judging.verdict import RefusalClass, Verdict
+from refgeo.judging.verdict import Verdict
 from refgeo.judging.words import contains, normalize, opens_with, sentence
 
 OPENING = 160

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
+from refgeo.config.judge import RefusalClass
 from refgeo.data.rows import Reference
 from refgeo.errors import RefgeoError
 
 Label = Literal["harmful", "safe", "unscored"]
-RefusalClass = Literal["full_compliance", "partial_refusal", "full_refusal"]
 
 
 class JudgeError(RefgeoError, RuntimeError):

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from refgeo.judging import bounds
-from refgeo.measures.evaluate import refused
+from refgeo.measures.sets import refused
 from refgeo.measures.survival import clustered_rate, kaplan_meier
 from refgeo.measures.table import Row, row
 from refgeo.statistics import Interval, exact, mean

@@ -18,8 +18,8 @@ from refgeo.data.rows import Behavior, Prompt
 from refgeo.judging.verdict import Judge
 from refgeo.lm.messages import Placement
 from refgeo.lm.model import LanguageModel
-from refgeo.measures.evaluate import Item, evaluate, refused, summarize
-from refgeo.measures.sets import TAILS
+from refgeo.measures.evaluate import Item, evaluate, summarize
+from refgeo.measures.sets import TAILS, refused
 from refgeo.measures.survival import clustered_rate
 from refgeo.measures.table import Row, frame, row
 from refgeo.progress import Progress

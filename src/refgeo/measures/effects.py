@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from refgeo.measures.evaluate import refused
-from refgeo.measures.sets import ASR, REFUSAL
+from refgeo.measures.sets import ASR, REFUSAL, refused
 from refgeo.measures.table import Row, row
 from refgeo.statistics import Interval, bootstrap_interval, exact, paired_difference, percentile_of
 

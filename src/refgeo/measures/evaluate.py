@@ -8,13 +8,14 @@ from typing import get_args
 
 import pandas as pd
 
+from refgeo.config.judge import RefusalClass
 from refgeo.data.rows import Reference
 from refgeo.judging import bounds
-from refgeo.judging.verdict import Exchange, Judge, RefusalClass, judge_all
+from refgeo.judging.verdict import Exchange, Judge, judge_all
 from refgeo.lm.generate import complete
 from refgeo.lm.messages import Placement
 from refgeo.lm.model import LanguageModel
-from refgeo.measures.sets import ASR, REFUSAL, TAILS, SetName
+from refgeo.measures.sets import ASR, REFUSAL, TAILS, SetName, refused
 from refgeo.measures.table import Row, row
 from refgeo.statistics import exact, mean, rate
 
@@ -80,11 +81,6 @@ def judged(items: Sequence[Item], completions: Sequence[str], judge: Judge) -> p
             }
         )
     return pd.DataFrame(rows)
-
-
-def refused(transcripts: pd.DataFrame) -> pd.Series:
-    """Which completions refuse, in full or in part."""
-    return transcripts["refusal"] != "full_compliance"
 
 
 def summarize(transcripts: pd.DataFrame) -> list[Row]:

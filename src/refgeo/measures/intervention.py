@@ -23,7 +23,7 @@ from refgeo.measures.effects import Outcomes, change, dose_rows, effect_rows, me
 from refgeo.measures.evaluate import Item, judged, summarize
 from refgeo.measures.plan import ESTIMATED, RESIDUALS, Planned, plan_interventions
 from refgeo.measures.sequential import certain, looks, share_beaten
-from refgeo.measures.sets import MAIN
+from refgeo.measures.sets import DECISIVE
 from refgeo.measures.stress import AUTODAN, GCG
 from refgeo.measures.table import Row, frame, integers, row
 from refgeo.measures.tradeoff import price_rows
@@ -31,10 +31,8 @@ from refgeo.progress import Progress
 from refgeo.statistics import Interval, exact, mean
 
 Found = Mapping[Planned | None, Mapping[str, Outcomes]]
-
-DECISIVE = {"direct": "any_refusal", **{name: MAIN[name] for name in ("fixed", "xstest_safe", "audit")}}
-"""Sets that the controls are run on, and the metric of each that decides claims. Every other intervention is run on every set."""
 CONTROLLED = tuple(DECISIVE)
+"""Sets that the controls are run on; every other intervention is run on every set."""
 
 
 class Intervened(NamedTuple):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SetName = Literal[
     "direct",
@@ -23,6 +26,8 @@ REFUSAL = {"xstest_safe": "any_refusal_safe", "xstest_unsafe": "any_refusal_unsa
 """Share refused in full or in part of the sets that are about refusal."""
 MAIN: dict[str, str] = {**ASR, **REFUSAL, "strongreject": "strongreject", "audit": "utility_mean"}
 """The main number of each set; sets with tails are told in pairs (``measures.behavior``)."""
+DECISIVE = {"direct": "any_refusal", **{name: MAIN[name] for name in ("fixed", "xstest_safe", "audit")}}
+"""What an intervention is judged by, set by set: of direct requests the refusal, which it is about."""
 TAILS = ("tail_safe", "tail_harmful")
 WORDS: dict[str, str] = {
     "direct": "direct requests",
@@ -39,3 +44,8 @@ WORDS: dict[str, str] = {
     "tail_harmful": "harmful prompts with a tail",
 }
 """What readers see."""
+
+
+def refused(transcripts: pd.DataFrame) -> pd.Series:
+    """Which completions refuse, in full or in part."""
+    return transcripts["refusal"] != "full_compliance"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 
-from refgeo.measures.intervention import DECISIVE
 from refgeo.measures.sequential import BEYOND
-from refgeo.measures.sets import MAIN
+from refgeo.measures.sets import DECISIVE, MAIN
 from refgeo.report.claim import Claim
 from refgeo.report.claims_behavior import STEP, USEFUL
 from refgeo.report.claims_geometry import require

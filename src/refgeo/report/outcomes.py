@@ -7,9 +7,8 @@ from typing import get_args
 
 import pandas as pd
 
-from refgeo.judging.verdict import RefusalClass
-from refgeo.measures.evaluate import refused
-from refgeo.measures.sets import ASR
+from refgeo.config.judge import RefusalClass
+from refgeo.measures.sets import ASR, refused
 from refgeo.report.adaptive_gap import success_by_id
 
 _REFUSED = frozenset("any_refusal any_refusal_safe any_refusal_unsafe any_refusal_safe_attacked any_refusal_harmful_attacked".split())

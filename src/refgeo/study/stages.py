@@ -29,9 +29,10 @@ from refgeo.lm.model import LanguageModel
 from refgeo.measures.aware import carrier_term
 from refgeo.measures.behavior import evaluation_items, measure_behavior
 from refgeo.measures.drift import measure_drift
-from refgeo.measures.evaluate import Item, evaluate, refused
+from refgeo.measures.evaluate import Item, evaluate
 from refgeo.measures.geometry import measure_geometry
 from refgeo.measures.intervention import adaptive_items, measure_intervention
+from refgeo.measures.sets import refused
 from refgeo.measures.stress import measure_stress
 from refgeo.measures.table import frame, row
 from refgeo.statistics import exact

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from refgeo.instruments.nulls.finding import LEVEL, Finding, Null, by_chance
 from refgeo.instruments.nulls.scene import Scene
-from refgeo.measures.evaluate import refused
+from refgeo.measures.sets import refused
 from refgeo.statistics import CONFIDENCE, Interval, difference, mcnemar, paired_difference
 
 GROUP = "statistics"

@@ -16,9 +16,8 @@ from refgeo.instruments.nulls.finding import LEVEL, Finding, Null, excludes_zero
 from refgeo.instruments.nulls.scene import Scene, no_carrier
 from refgeo.lm.model import LanguageModel
 from refgeo.measures.drift import measure_drift
-from refgeo.measures.evaluate import refused
 from refgeo.measures.geometry import Geometry
-from refgeo.measures.intervention import DECISIVE
+from refgeo.measures.sets import DECISIVE, refused
 from refgeo.statistics import Interval, difference, mean
 
 GROUP = "random"

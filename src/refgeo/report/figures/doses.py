@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from refgeo.measures.intervention import DECISIVE
+from refgeo.measures.sets import DECISIVE
 from refgeo.report.compare import ANY, across_seeds
 from refgeo.report.figures.curves import match
 from refgeo.report.figures.style import Panel, arm_color, blank, color, label, spaced
