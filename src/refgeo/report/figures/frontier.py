@@ -80,17 +80,18 @@ def _panel(title: str, caption: str, tables: Tables, across: _Axis, up: _Axis) -
         words = f"Needs {across.metric} and {up.metric} at two anchors or more; this run has not measured both."
         return Panel(title, caption, missing=words, wide=True)
     placed: list[tuple[float, float]] = []
+    spots = [_spot(point, across.limits) for points in paths.values() for point in points]
     for arm, points in paths.items():
         _draw(figure, arm, points, across.limits)
     for arm, points in paths.items():  # the ends have the first choice of room
-        _name(figure, arm, points[-1], f"<b>{arm_name(arm)} {points[-1].step}</b>", across.limits, placed, always=True)
+        _name(figure, arm, points[-1], f"<b>{arm_name(arm)} {points[-1].step}</b>", across.limits, placed, spots, always=True)
     starts = [(arm, points[0]) for arm, points in paths.items() if points[0].step == 0]
     for arm, point in starts[:1]:
-        _name(figure, arm, point, "start", across.limits, placed, always=True)
+        _name(figure, arm, point, "start", across.limits, placed, spots, always=True)
     for arm, points in paths.items():
         for point in points[:-1]:
             if point.step > 0:
-                _name(figure, arm, point, str(point.step), across.limits, placed)
+                _name(figure, arm, point, str(point.step), across.limits, placed, spots)
     pad = 0.05 * (across.limits[1] - across.limits[0])
     figure.update_xaxes(range=[across.limits[0] - pad, across.limits[1] + pad], title_text=across.words, showgrid=True, nticks=6)
     figure.update_yaxes(range=[-0.07, 1.1], title_text=up.words, nticks=6)
@@ -126,6 +127,11 @@ def _draw(figure: go.Figure, arm: str, points: Sequence[_Point], limits: tuple[f
     )
 
 
+def _spot(point: _Point, limits: tuple[float, float]) -> tuple[float, float]:
+    """Where a point lies, as shares of the two axes."""
+    return (point.across.value - limits[0]) / (limits[1] - limits[0]), point.up.value
+
+
 def _name(
     figure: go.Figure,
     arm: str,
@@ -133,16 +139,20 @@ def _name(
     words: str,
     limits: tuple[float, float],
     placed: list[tuple[float, float]],
+    points: Sequence[tuple[float, float]],
     *,
     always: bool = False,
 ) -> None:
-    """Write a point's name beside it unless another name is too near."""
-    spot = ((point.across.value - limits[0]) / (limits[1] - limits[0]), point.up.value)
+    """Write a point's name beside it unless another name is too near; below it where one of the ``points`` would be under its words."""
+    spot = _spot(point, limits)
     if not always and any(abs(spot[0] - other[0]) < 0.14 and abs(spot[1] - other[1]) < 0.1 for other in placed):
         return
     crowded = always and any(abs(spot[0] - other[0]) < 0.3 and abs(spot[1] - other[1]) < 0.1 for other in placed)
     placed.append(spot)
     rightward = spot[0] < 0.75
+    along = (0.0, 0.3) if rightward else (-0.3, 0.0)  # where its words would stand, above
+    hidden = [one for one in points if one != spot and along[0] <= one[0] - spot[0] <= along[1] and 0.0 <= one[1] - spot[1] < 0.12]
+    crowded = crowded or (always and bool(hidden))
     below = crowded or (point.step == 0 and point.up.value > 0.1)
     ink = arm_color(arm) if point.step else color("soft")
     anchor = {"xanchor": "left", "xshift": 4} if rightward else {"xanchor": "right", "xshift": -4}
