@@ -28,6 +28,8 @@ MAIN: dict[str, str] = {**ASR, **REFUSAL, "strongreject": "strongreject", "audit
 """The main number of each set; sets with tails are told in pairs (``measures.behavior``)."""
 DECISIVE = {"direct": "any_refusal", **{name: MAIN[name] for name in ("fixed", "xstest_safe", "audit")}}
 """What an intervention is judged by, set by set: of direct requests the refusal, which it is about."""
+BENIGN = frozenset({"xstest_safe", "audit", "tail_safe"})
+"""Sets in which nothing can be harmful: their answers are read for help instead."""
 TAILS = ("tail_safe", "tail_harmful")
 WORDS: dict[str, str] = {
     "direct": "direct requests",

@@ -23,6 +23,7 @@ from refgeo.config.locations import plain_name
 from refgeo.config.schema import Study
 from refgeo.errors import ConfigError
 from refgeo.lm.messages import Placement
+from refgeo.measures.sets import BENIGN
 from refgeo.report.diff import protocol_hash
 from refgeo.report.figures.curves import full_budget
 from refgeo.report.methods import stage_records
@@ -32,8 +33,6 @@ from refgeo.study.reading import stage_json
 from refgeo.study.store import STAGE
 
 MEASURES: tuple[Measure, ...] = ("behavior", "stress")
-BENIGN = frozenset({"xstest_safe", "audit", "tail_safe"})
-"""Sets in which nothing can be harmful: their answers are scored for help instead."""
 SCORERS = ("harm", "refusal", "helpfulness", "strongreject", "degenerate")
 HEADLINES = {"audit": "helpfulness", "strongreject": "strongreject"}
 """The scorer that says what a set is about; of other sets it is the first above that has a metric in the tables."""

@@ -8,19 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from refgeo.measures.sets import BENIGN, WORDS
 from refgeo.report.evidence import Transcripts
+from refgeo.report.quantities import capitalized
 from refgeo.report.tables import arm_name
 from refgeo.study.layout import AnchorRef, Measure
 
-SETS: tuple[tuple[Measure, str, str, int], ...] = (
-    ("behavior", "fixed", "Frozen attack", 5),
-    ("behavior", "direct", "Direct request", 5),
-    ("stress", "adaptive_gcg", "Adaptive attack", 4),
-    ("stress", "adaptive_autodan", "Adaptive attack with readable text", 3),
-    ("behavior", "xstest_safe", "Safe prompt that looks unsafe", 5),
-    ("behavior", "audit", "Everyday prompt", 3),
+SETS: tuple[tuple[Measure, str, int], ...] = (
+    ("behavior", "fixed", 5),
+    ("behavior", "direct", 5),
+    ("stress", "adaptive_gcg", 4),
+    ("stress", "adaptive_autodan", 3),
+    ("behavior", "xstest_safe", 5),
+    ("behavior", "audit", 3),
 )
-BENIGN = ("xstest_safe", "audit", "tail_safe")
+"""Where prompts are taken from, and how many."""
 NO_SCORE = ("answered", "plain")
 LONGEST = 1200
 """Characters of a prompt, suffix or completion that are shown."""
@@ -48,21 +50,22 @@ class Sample:
 
 
 def samples(anchors: Sequence[AnchorRef], transcripts: Transcripts) -> list[Sample]:
-    """The same few prompts at every anchor of the first seed of each arm; at most 22 prompts, whatever the size of the sets."""
+    """The same few prompts at every anchor of the first seed of each arm; at most 25 prompts, whatever the size of the sets."""
     first = {anchor.arm: min(other.seed for other in anchors if other.arm == anchor.arm) for anchor in anchors}
     shown = [anchor for anchor in anchors if anchor.seed == first[anchor.arm]]
     lead = shown[0].arm if shown else ""
     shown = [anchor for anchor in shown if anchor.step > 0 or anchor.arm == lead]
     shown.sort(key=lambda anchor: (anchor.step > 0, anchor.arm != "r2d2", anchor.arm, anchor.step))
     found: list[Sample] = []
-    for measure, set_name, kind, count in SETS:
+    for measure, set_name, count in SETS:
         pages = {
             (anchor.arm, anchor.step): _of_set(transcripts(anchor.arm, anchor.seed, anchor.step, measure), set_name) for anchor in shown
         }
         ids = _spread(sorted({name for page in pages.values() for name in page}), count)
         for name in ids:
             rows = [(anchor, pages[anchor.arm, anchor.step][name]) for anchor in shown if name in pages[anchor.arm, anchor.step]]
-            found.append(Sample(kind, shorten(str(rows[0][1]["request"])), [_reply(anchor, row, set_name) for anchor, row in rows]))
+            kind, request = capitalized(WORDS[set_name]), shorten(str(rows[0][1]["request"]))
+            found.append(Sample(kind, request, [_reply(anchor, row, set_name) for anchor, row in rows]))
     return found
 
 
