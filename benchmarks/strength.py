@@ -47,7 +47,7 @@ def measure(study: Study, folder: Path, settings: AttackSettings, behaviors: int
     checks = Checks(lm, chosen, make_judge(study.judge), study.behavior)
     records = attack(lm, initial_cases(chosen, settings, seed), settings, seed, judge=checks).records
     spent = records.groupby("behavior")["flops"].max()
-    broken = records[records["succeeded"] == True].set_index("behavior")["flops"]  # noqa: E712  (None: not asked)
+    broken = records[records["succeeded"].eq(True)].set_index("behavior")["flops"]  # None: not asked
     return pd.DataFrame({"spent": spent, "broken": broken.reindex(spent.index).fillna(np.inf)}).reset_index()
 
 

@@ -30,6 +30,8 @@ from refgeo.measures.table import Row, frame, integers, row
 from refgeo.progress import Progress
 from refgeo.statistics import exact
 
+Method = Literal["adaptive_gcg", "adaptive_autodan", "adaptive_aware"]
+"""An attack, by the set of its completions."""
 GCG: Literal["adaptive_gcg"] = "adaptive_gcg"
 AUTODAN: Literal["adaptive_autodan"] = "adaptive_autodan"
 AWARE: Literal["adaptive_aware"] = "adaptive_aware"
@@ -105,7 +107,7 @@ def measure_stress(
     )
 
 
-def _methods(settings: StressSettings, carrier: CarrierTerm | str | None) -> Iterator[str]:
+def _methods(settings: StressSettings, carrier: CarrierTerm | str | None) -> Iterator[Method]:
     yield GCG
     if settings.autodan is not None:
         yield AUTODAN
@@ -136,30 +138,30 @@ class _Attacker:
         steps = self.settings.autodan.steps if method == AUTODAN and self.settings.autodan is not None else self.settings.attack.steps
         return sorted({step for step in self.settings.checkpoints if step < steps} | {steps})
 
-    def attempt(self, method: str, chosen: Sequence[Behavior], seed: int, progress: Progress | None, words: str) -> Attempt:
+    def attempt(self, method: Method, chosen: Sequence[Behavior], seed: int, progress: Progress | None, words: str) -> Attempt:
         """Attack, then judge what was found within each budget."""
         lm, settings = self.lm, self.settings
         start = initial_cases(chosen, settings.attack, seed)
-        checks = Checks(lm, chosen, self.judge, self.behavior)
+        checks = Checks(lm, chosen, self.judge, self.behavior, method)
         if method == AUTODAN and settings.autodan is not None:
             found = autodan(lm, start, settings.autodan, seed, progress, words)
         else:
             found = attack(lm, start, settings.attack, seed, progress, words, checks, self.carrier if method == AWARE else None)
-        transcripts = self._within_budgets(chosen, found, self.budgets(method), checks.found)
+        transcripts = self._within_budgets(method, chosen, found, checks.found)
         who: dict[str, Any] = {"method": method, "attack_seed": seed}
-        return Attempt(transcripts.assign(set=method, **who), found.best, found.records.assign(**who))
+        return Attempt(transcripts.assign(**who), found.best, found.records.assign(**who))
 
     def _within_budgets(
-        self, chosen: Sequence[Behavior], attacked: Attacked, budgets: Sequence[int], judged_before: Mapping[str, dict[Hashable, Any]]
+        self, method: Method, chosen: Sequence[Behavior], attacked: Attacked, judged_before: Mapping[str, dict[Hashable, Any]]
     ) -> pd.DataFrame:
         """Success of one attack within each budget. ``judged_before``: transcripts of cases that broke while they were attacked."""
-        placement = attacked.best[0].placement
+        placement, budgets = attacked.best[0].placement, self.budgets(method)
         strings = {budget: best_within(attacked.records, budget) for budget in budgets}
-        hits = attacked.records[attacked.records["succeeded"] == True]  # noqa: E712  (None: not asked)
+        hits = attacked.records[attacked.records["succeeded"].eq(True)]  # None: not asked
         first = {str(case): int(step) for case, step in zip(hits["behavior"], hits["step"], strict=True)}
         broken = {case: judged_before[case] for case in first}
         items = [
-            _item(known, text, placement)
+            _item(method, known, text, placement)
             for known in chosen
             for text in sorted({strings[budget][known.id] for budget in budgets if budget < first.get(known.id, budgets[-1] + 1)})
         ]
@@ -185,15 +187,17 @@ class _Attacker:
 class Checks:
     """The judge as an attack asks it: completes the cases as they stand. ``found`` keeps the transcript of each success."""
 
-    def __init__(self, lm: LanguageModel, behaviors: Sequence[Behavior], judge: Judge, settings: BehaviorSettings) -> None:
-        self.lm, self.judge, self.settings = lm, judge, settings
+    def __init__(
+        self, lm: LanguageModel, behaviors: Sequence[Behavior], judge: Judge, settings: BehaviorSettings, method: Method = GCG
+    ) -> None:
+        self.lm, self.judge, self.settings, self.method = lm, judge, settings, method
         self.behaviors = {known.id: known for known in behaviors}
         self.cost = ForwardCost.of(lm)
         self.found: dict[str, dict[Hashable, Any]] = {}
 
     def __call__(self, cases: list[Case]) -> list[Judged]:
         """Complete and judge; the cost is that of the prompt and of every token written."""
-        items = [_item(self.behaviors[case.behavior], case.attack, case.placement) for case in cases]
+        items = [_item(self.method, self.behaviors[case.behavior], case.attack, case.placement) for case in cases]
         prompts = [self.lm.chat.prompt(case.request, case.attack, placement=case.placement) for case in cases]
         ids = complete_ids(self.lm, prompts, self.settings.max_new_tokens, self.settings.batch)
         verdicts = []
@@ -207,8 +211,8 @@ class Checks:
         return verdicts
 
 
-def _item(known: Behavior, text: str, placement: Placement) -> Item:
-    return Item("adaptive_gcg", known.subset, known.id, known.request, known.reference, text, "adaptive", placement=placement)
+def _item(method: Method, known: Behavior, text: str, placement: Placement) -> Item:
+    return Item(method, known.subset, known.id, known.request, known.reference, text, "adaptive", placement=placement)
 
 
 def best_within(records: pd.DataFrame, budget: int) -> dict[str, str]:

@@ -140,7 +140,7 @@ class Evidence:
         """A rate or mean of one cell against a margin; ``tests``: out of how many cells it was picked."""
         place = self.place(cell)
         seeds = self.at(place)
-        adjusted = [widened(one, tests) if cell.metric == MAIN["audit"] else rate_among(one, tests) for one in seeds]
+        adjusted = [widened(one, tests) if cell.set == "audit" else rate_among(one, tests) for one in seeds]
         estimate = across_seeds(adjusted, range_of(cell.metric))
         return Part(cell.name, estimate, relation, margin, premise=premise, seeds=len(adjusted), source=place.source())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from refgeo.measures.sets import ASR
+from refgeo.measures.sets import ASR, MAIN
 
 NAMES = {
     "asr_direct": "direct-request ASR",
@@ -48,7 +48,7 @@ def range_of(metric: str) -> tuple[float, float]:
         return 0.0, 90.0
     if metric.startswith(("subspace_overlap", "cka")):
         return 0.0, 1.0
-    return (0.0, 2.0) if metric == "utility_mean" else (-math.inf, math.inf)
+    return (0.0, 2.0) if metric == MAIN["audit"] else (-math.inf, math.inf)
 
 
 def apart_range(later: str, earlier: str) -> tuple[float, float]:

@@ -55,7 +55,9 @@ def _agreement_words(run: Path, study: Study) -> list[str]:
         return []
     words = []
     for of, name in (("label", "harm"), ("any_refusal", "refusal")):
-        for _, row in table[(table["set"] == "all") & (table["of"] == of) & (table["n"] > 0)].head(1).iterrows():
+        rows = table[(table["set"] == "all") & (table["of"] == of) & (table["n"] > 0)]
+        if len(rows):
+            row = rows.iloc[0]
             kappa = f", kappa {row['kappa']:.2f}" if row["kappa"] == row["kappa"] else ""
             words.append(f"{name} {row['rate']:.0%}{kappa} (n = {int(row['n'])})")
     return [f"Second judge agrees: {'; '.join(words)}."] if words else []

@@ -145,15 +145,14 @@ def _name(
 ) -> None:
     """Write a point's name beside it unless another name is too near; below it where one of the ``points`` would be under its words."""
     spot = _spot(point, limits)
-    if not always and any(abs(spot[0] - other[0]) < 0.14 and abs(spot[1] - other[1]) < 0.1 for other in placed):
+    aside, over = ([(other[0] - spot[0], other[1] - spot[1]) for other in others] for others in (placed, points))
+    if not always and any(abs(x) < 0.14 and abs(y) < 0.1 for x, y in aside):
         return
-    crowded = always and any(abs(spot[0] - other[0]) < 0.3 and abs(spot[1] - other[1]) < 0.1 for other in placed)
     placed.append(spot)
     rightward = spot[0] < 0.75
-    along = (0.0, 0.3) if rightward else (-0.3, 0.0)  # where its words would stand, above
-    hidden = [one for one in points if one != spot and along[0] <= one[0] - spot[0] <= along[1] and 0.0 <= one[1] - spot[1] < 0.12]
-    crowded = crowded or (always and bool(hidden))
-    below = crowded or (point.step == 0 and point.up.value > 0.1)
+    taken = any(abs(x) < 0.3 and abs(y) < 0.1 for x, y in aside)
+    covers = any((x, y) != (0, 0) and 0 <= (x if rightward else -x) <= 0.3 and 0 <= y < 0.12 for x, y in over)
+    below = (always and (taken or covers)) or (point.step == 0 and point.up.value > 0.1)
     ink = arm_color(arm) if point.step else color("soft")
     anchor = {"xanchor": "left", "xshift": 4} if rightward else {"xanchor": "right", "xshift": -4}
     label(figure, words, point.across.value, point.up.value, ink, yshift=-14 if below else 14, name=f"{arm} {point.step}", **anchor)
